@@ -1,0 +1,55 @@
+"""The schema: yoyo applies `sql/`, and the service checks that nothing of it is missing."""
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psycopg
+import yoyo
+
+_LOCK = 0x61746F6D6963  # "atomic", in ASCII: held while this database is being migrated
+_POLL_SECONDS = 0.1
+
+
+def migrations_dir() -> Path:
+    """The folder of the migrations: inside an installed package, `sql/` of a checkout. Raises FileNotFoundError."""
+    package = Path(__file__).parent
+    for folder in (package / "sql", package.parents[1] / "sql"):
+        if any(folder.glob("*.sql")):
+            return folder
+    raise FileNotFoundError("the migrations are not there: neither in the package nor in a checkout")
+
+
+def missing_migrations(applied: Iterable[str]) -> list[str]:
+    """The migrations of this version that are not among `applied`, in order. Newer ones there do no harm."""
+    known = {path.stem for path in migrations_dir().glob("*.sql") if not path.stem.endswith(".rollback")}
+    return sorted(known.difference(applied))
+
+
+def migrate(database_url: str, wait_seconds: float = 60) -> list[str]:
+    """Bring the schema up to date and give the names of the migrations that were applied.
+
+    Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
+    for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, or TimeoutError when another migration
+    takes longer than `wait_seconds`.
+    """
+    os.environ.setdefault("LOGNAME", "atomic-balance")  # yoyo records it, and fails where the user id has no name
+    location = database_url.split("://", 1)[1]
+    with psycopg.connect(f"postgresql://{location}", autocommit=True) as guard:
+        give_up = time.monotonic() + wait_seconds
+        while not _take_lock(guard):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"another process has been migrating for {wait_seconds} s")
+            time.sleep(_POLL_SECONDS)
+        with yoyo.get_backend(f"postgresql+psycopg://{location}") as backend:
+            backend.break_lock()  # only a killed process can have left it: the others wait above
+            pending = backend.to_apply(yoyo.read_migrations(str(migrations_dir())))
+            with backend.lock():
+                backend.apply_migrations(pending)
+            return [migration.id for migration in pending]
+
+
+def _take_lock(guard: psycopg.Connection) -> bool:
+    row = guard.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
+    return row is not None and bool(row[0])

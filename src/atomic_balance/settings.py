@@ -1,0 +1,83 @@
+"""Every setting of the service, read once from the environment and `.env`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Meta
+
+from atomic_balance.expectations import explain
+
+_HOST = r"(\[[0-9a-fA-F:.]+\]|[^@/?#,:\[\]]*)(:\d{1,5})?"
+_DATABASE_URL = rf"^postgres(ql)?(\+psycopg)?://([^@/?#]*@)?{_HOST}(,{_HOST})*(/[^?#]*)?(\?[^#]*)?$"
+
+Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
+    """All settings, each under its name in capitals. A time is in seconds, a size in bytes."""
+
+    host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="one of debug, info, warning, error")
+    ] = "info"
+
+    database_url: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_DATABASE_URL,
+                description="postgresql://user:password@host:port/database, or nothing for the embedded PostgreSQL",
+            ),
+        ]
+        | None
+    ) = None
+    data_dir: Annotated[str, Meta(min_length=1, description="a directory for the embedded PostgreSQL")] = ".data"
+    postgres_bin_dir: (
+        Annotated[str, Meta(min_length=1, description="the directory that holds the programs postgres and initdb")]
+        | None
+    ) = None
+
+    pool_connections_max: Annotated[int, Meta(ge=1, le=1000, description="a number of connections, 1 to 1000")] = 10
+    connect_seconds: Seconds = 3
+    statement_seconds: Seconds = 2
+    deadline_seconds: Seconds = 10
+    shutdown_seconds: Seconds = 20
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=2**30, description="a number of bytes, 1024 to 1073741824")] = (
+        4 * 2**20
+    )
+
+    @property
+    def asyncpg_url(self) -> str:
+        """`database_url` as asyncpg takes it, whichever of yoyo's schemes it was given with."""
+        if self.database_url is None:
+            raise ValueError("there is no DATABASE_URL")
+        return "postgresql://" + self.database_url.split("://", 1)[1]
+
+
+class WrongSettingError(Exception):
+    """A setting has a value that it can't have; the text names it and what was expected, never the value."""
+
+
+def read_settings(env_file: Path = Path(".env")) -> Settings:
+    """Read the settings from the environment, which wins, and from `env_file` if there is one.
+
+    An empty value counts as not set. Raises WrongSettingError.
+    """
+    try:
+        given = {**dotenv_values(env_file), **os.environ}
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongSettingError(f"{env_file}: expected a readable file of NAME=value lines") from error
+    values = {name: value.strip() for name, value in given.items() if value and value.strip()}
+    if "LOG_LEVEL" in values:
+        values["LOG_LEVEL"] = values["LOG_LEVEL"].lower()
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise WrongSettingError(explain(error, Settings)) from None
+    if settings.statement_seconds >= settings.deadline_seconds:
+        raise WrongSettingError("STATEMENT_SECONDS: expected less than DEADLINE_SECONDS")
+    return settings
