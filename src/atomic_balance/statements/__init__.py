@@ -1,0 +1,1 @@
+"""The runtime statements, one file each, with their purpose on top."""

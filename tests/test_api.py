@@ -1,0 +1,181 @@
+"""The HTTP contract: exact bodies and statuses, and every row of the table of bad input."""
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import web
+from pytest_aiohttp import AiohttpClient
+
+from atomic_balance.app import make_app
+from atomic_balance.settings import Settings
+from tests.conftest import Client
+
+LIMIT = 2**53 - 1
+AMOUNT = f"an integer other than 0, from -{LIMIT} to {LIMIT}"
+USER_ID = f"an integer from 1 to {LIMIT}"
+
+
+async def ask(client: Client, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+    """Send `body` as JSON, or as it is if it is bytes; the status and the body of the answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    kind = {} if body is None else {"Content-Type": "application/json"}
+    async with client.request(method, path, data=None if body is None else data, headers=kind | headers) as answer:
+        return answer.status, await answer.text()
+
+
+async def update(client: Client, body: Any) -> tuple[int, str]:
+    return await ask(client, "POST", "/api/balance/update", body)
+
+
+async def opened(client: Client, user_id: int, balance: int) -> None:
+    assert (await ask(client, "PUT", f"/api/users/{user_id}", {"balance": balance}))[0] == 201
+
+
+async def test_an_update_answers_the_new_balance(client: Client) -> None:
+    await opened(client, 1, 10_000)
+    assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":9998}')
+    assert await update(client, {"userId": 1, "amount": 100}) == (200, '{"userId":1,"newBalance":10098}')
+    assert await ask(client, "GET", "/api/users/1") == (200, '{"userId":1,"balance":10098}')
+
+
+async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(client: Client) -> None:
+    await opened(client, 1, 10)
+    assert await update(client, {"userId": 1, "amount": -11}) == (400, '{"error":"Insufficient funds"}')
+    assert await update(client, {"userId": 1, "amount": -10}) == (200, '{"userId":1,"newBalance":0}')
+    assert await update(client, {"userId": 1, "amount": -1}) == (400, '{"error":"Insufficient funds"}')
+
+
+async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client: Client) -> None:
+    await opened(client, 1, 1)
+    assert await update(client, {"userId": 1, "amount": LIMIT}) == (400, '{"error":"Balance limit exceeded"}')
+    assert await update(client, {"userId": 1, "amount": LIMIT - 1}) == (200, f'{{"userId":1,"newBalance":{LIMIT}}}')
+    assert await update(client, {"userId": 1, "amount": -LIMIT}) == (200, '{"userId":1,"newBalance":0}')
+
+
+async def test_a_user_that_does_not_exist(client: Client) -> None:
+    not_found = 404, '{"error":"User not found"}'
+    assert await update(client, {"userId": 2, "amount": 1}) == not_found
+    assert await ask(client, "GET", f"/api/users/{LIMIT}") == not_found
+
+
+async def test_opening_an_account_again(client: Client) -> None:
+    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (201, '{"userId":7,"balance":5}')
+    await update(client, {"userId": 7, "amount": 1})
+    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (200, '{"userId":7,"balance":6}')
+    conflict = 409, '{"error":"User exists with another opening balance"}'
+    assert await ask(client, "PUT", "/api/users/7", {"balance": 6}) == conflict
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", "body: expected JSON in UTF-8"),
+        (b"{", "body: expected JSON in UTF-8"),
+        (b'{"userId":1,"amount":1}x', "body: expected JSON in UTF-8"),
+        (b'{"userId":1,"amount":NaN}', "body: expected JSON in UTF-8"),
+        (b'{"userId":1,"amount":\xff}', "body: expected JSON in UTF-8"),
+        (b'{"userId":1,"amount":1,"\xff":2}', "body: expected JSON in UTF-8"),
+        (b"[]", "body: expected a JSON object"),
+        (b"null", "body: expected a JSON object"),
+        (b"{}", f"userId: expected {USER_ID}"),
+        (b'{"userId":1}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":"-2"}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":2.5}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":1.0}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":1e2}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":true}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":null}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":0}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":-0}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":9007199254740992}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":-9007199254740992}', f"amount: expected {AMOUNT}"),
+        (b'{"userId":1,"amount":' + b"9" * 400 + b"}", f"amount: expected {AMOUNT}"),
+        (b'{"userId":0,"amount":1}', f"userId: expected {USER_ID}"),
+        (b'{"userId":-1,"amount":1}', f"userId: expected {USER_ID}"),
+        (b'{"userId":9007199254740992,"amount":1}', f"userId: expected {USER_ID}"),
+        (b'{"userId":"1","amount":1}', f"userId: expected {USER_ID}"),
+        (b'{"userId":1,"amount":1,"currency":"EUR"}', "currency: expected no such member"),
+    ],
+)
+async def test_bad_input_names_the_member_and_changes_nothing(client: Client, body: bytes, error: str) -> None:
+    await opened(client, 1, 10)
+    assert await update(client, body) == (400, json.dumps({"error": error}, separators=(",", ":")))
+    assert await ask(client, "GET", "/api/users/1") == (200, '{"userId":1,"balance":10}')
+
+
+@pytest.mark.parametrize("user_id", ["0", "-1", "x", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
+async def test_a_bad_user_id_in_the_path(client: Client, user_id: str) -> None:
+    assert await ask(client, "GET", f"/api/users/{user_id}") == (400, f'{{"error":"userId: expected {USER_ID}"}}')
+
+
+@pytest.mark.parametrize("body", [b'{"balance":-1}', b'{"balance":9007199254740992}', b'{"balance":"1"}', b"{}"])
+async def test_a_bad_opening_balance(client: Client, body: bytes) -> None:
+    error = f'{{"error":"balance: expected an integer from 0 to {LIMIT}"}}'
+    assert await ask(client, "PUT", "/api/users/1", body) == (400, error)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", None])
+async def test_another_content_type_is_415_and_says_which_is_expected(client: Client, kind: str | None) -> None:
+    await opened(client, 1, 10)
+    headers = {"Content-Type": kind} if kind else {}
+    data = b'{"userId":1,"amount":1}'
+    skip = () if kind else ("Content-Type",)
+    async with client.post("/api/balance/update", data=data, headers=headers, skip_auto_headers=skip) as answer:
+        assert answer.status == 415
+        assert await answer.text() == '{"error":"Content-Type: expected application/json"}'
+
+
+async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
+    await opened(client, 1, 10)
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    async with client.post("/api/balance/update", data=b'{"userId":1,"amount":1}', headers=headers) as answer:
+        assert answer.status == 200
+
+
+async def test_a_wrong_method_and_an_unknown_path(client: Client) -> None:
+    async with client.get("/api/balance/update") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+        assert await answer.text() == '{"error":"Method not allowed"}'
+        assert answer.content_type == "application/json"
+    assert await ask(client, "GET", "/api/nothing") == (404, '{"error":"Not found"}')
+
+
+async def test_a_body_that_is_too_large(aiohttp_client: AiohttpClient, database_url: str) -> None:
+    client = await aiohttp_client(make_app(Settings(database_url=database_url, body_bytes_max=1024)))
+    body = b'{"userId":1,"amount":1' + b" " * 1024 + b"}"
+    assert await update(client, body) == (413, '{"error":"Body too large"}')
+
+
+async def test_what_is_unforeseen_is_500_and_tells_nothing(aiohttp_client: AiohttpClient, settings: Settings) -> None:
+    async def fail(_: web.Request) -> web.Response:
+        raise RuntimeError("secret")
+
+    app = make_app(settings)
+    app.router.add_get("/fail", fail)
+    client = await aiohttp_client(app)
+    assert await ask(client, "GET", "/fail") == (500, '{"error":"Internal server error"}')
+
+
+async def test_health_and_readiness(client: Client) -> None:
+    assert (await ask(client, "GET", "/healthz"))[0] == 200
+    assert (await ask(client, "GET", "/readyz"))[0] == 200
+
+
+async def test_a_service_without_its_database_lives_but_is_not_ready(aiohttp_client: AiohttpClient) -> None:
+    client = await aiohttp_client(make_app(Settings(database_url="postgresql://user:secret@127.0.0.1:1/none")))
+    assert (await ask(client, "GET", "/healthz"))[0] == 200
+    status, body = await ask(client, "GET", "/readyz")
+    assert (status, json.loads(body)["reason"]) == (503, "the database does not answer")
+    async with client.post("/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert await answer.text() == '{"error":"Service unavailable: nothing was changed, try again"}'
+
+
+async def test_a_service_with_the_schema_behind_is_not_ready(
+    aiohttp_client: AiohttpClient, empty_database_url: str
+) -> None:
+    client = await aiohttp_client(make_app(Settings(database_url=empty_database_url)))
+    status, body = await ask(client, "GET", "/readyz")
+    assert status == 503
+    assert "0001-users" in json.loads(body)["reason"]

@@ -1,0 +1,70 @@
+"""Migrations: applied, rolled back and applied again, by our command, by yoyo's own, and by several at once."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psycopg
+
+from atomic_balance.migrations import migrate, migrations_dir, missing_migrations
+from tests.processes import ROOT, run
+
+ALL = missing_migrations([])
+
+
+def columns(url: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(
+            "SELECT table_name, column_name, data_type FROM information_schema.columns"
+            " WHERE table_schema = 'public' AND table_name !~ 'yoyo' ORDER BY 1, 2"
+        ).fetchall()
+
+
+def psycopg_url(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://")
+
+
+async def test_migrations_apply_roll_back_and_apply_again(empty_database_url: str) -> None:
+    environment = {"DATABASE_URL": psycopg_url(empty_database_url)}
+    yoyo = str(Path(sys.executable).with_name("yoyo"))
+    assert migrate(empty_database_url) == ALL
+    schema = columns(empty_database_url)
+    status, output = await run(yoyo, "rollback", "--all", directory=ROOT, environment=environment)
+    assert status == 0, output
+    assert columns(empty_database_url) == []
+    status, output = await run(yoyo, "apply", directory=ROOT, environment=environment)
+    assert status == 0, output
+    assert columns(empty_database_url) == schema
+    assert migrate(psycopg_url(empty_database_url)) == []
+
+
+def test_every_migration_has_a_rollback() -> None:
+    assert [name for name in ALL if not (migrations_dir() / f"{name}.rollback.sql").is_file()] == []
+
+
+async def test_several_processes_migrate_at_once(empty_database_url: str) -> None:
+    results = await asyncio.gather(*(asyncio.to_thread(migrate, empty_database_url) for _ in range(5)))
+    assert sorted(results) == [[], [], [], [], ALL]
+
+
+async def test_a_lock_that_a_killed_migration_left_is_broken(empty_database_url: str) -> None:
+    migrate(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
+        connection.execute("DELETE FROM _yoyo_migration")
+        connection.execute("DROP TABLE users")
+    assert migrate(empty_database_url) == ALL
+
+
+async def test_a_service_that_finds_the_schema_behind_says_what_to_run(empty_database_url: str, tmp_path: Path) -> None:
+    command = sys.executable, "-m", "atomic_balance"
+    environment = {"DATABASE_URL": empty_database_url, "PORT": "0"}
+    status, output = await run(*command, directory=tmp_path, environment=environment)
+    assert (status, len(output.splitlines())) == (1, 1)
+    assert "0001-users" in output
+    assert output.endswith("run python -m atomic_balance migrate\n")
+    assert await run(*command, "migrate", directory=tmp_path, environment=environment) == (
+        0,
+        "".join(f"applied {name}\n" for name in ALL),
+    )
+    assert (await run(*command, "migrate", directory=tmp_path, environment=environment))[0] == 0

@@ -1,0 +1,86 @@
+"""Settings: where they come from, and what a wrong one says."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from atomic_balance.settings import Settings, WrongSettingError, read_settings
+from tests.processes import ROOT, run
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.__struct_encode_fields__:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults(tmp_path: Path) -> None:
+    settings = read_settings(tmp_path / "none")
+    assert (settings.host, settings.port, settings.database_url) == ("127.0.0.1", 3000, None)
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / ".env"
+    file.write_text("HOST=10.0.0.1\nPORT=4000\nDATABASE_URL=\n")
+    monkeypatch.setenv("PORT", "5000")
+    settings = read_settings(file)
+    assert (settings.host, settings.port, settings.database_url) == ("10.0.0.1", 5000, None)
+
+
+def test_the_example_shows_every_setting_with_its_default() -> None:
+    shown = dict(re.findall(r"^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    defaults = {name: getattr(Settings(), name.lower()) for name in Settings.__struct_encode_fields__}
+    assert set(shown) == set(defaults)
+    del shown["DATABASE_URL"], defaults["DATABASE_URL"]
+    assert shown == {name: "" if value is None else str(value) for name, value in defaults.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "x"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", "80.5"),
+        ("LOG_LEVEL", "loud"),
+        ("DATABASE_URL", "mysql://user:secret@host/database"),
+        ("DATABASE_URL", "user:secret@host"),
+        ("DATABASE_URL", "postgresql://user:secret@host:secret/database"),
+        ("POOL_CONNECTIONS_MAX", "0"),
+        ("CONNECT_SECONDS", "soon"),
+        ("STATEMENT_SECONDS", "0"),
+        ("STATEMENT_SECONDS", "nan"),
+        ("STATEMENT_SECONDS", "11"),
+        ("DEADLINE_SECONDS", "-1"),
+        ("SHUTDOWN_SECONDS", "1e9"),
+        ("BODY_BYTES_MAX", "lots"),
+    ],
+)
+def test_a_wrong_value_names_the_setting_and_what_was_expected(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WrongSettingError, match=f"^{name}: expected [^\n]+$") as caught:
+        read_settings(tmp_path / "none")
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_wrong_value_ends_the_start_with_one_line_and_exit_2(tmp_path: Path) -> None:
+    status, output = await run(sys.executable, "-m", "atomic_balance", directory=tmp_path, environment={"PORT": "http"})
+    expected = "atomic-balance: PORT: expected a port from 1 to 65535, or 0 for any free one\n"
+    assert (status, output) == (2, expected)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://user:secret@127.0.0.1:1/none", "postgresql://user:secret@127.0.0.1:99999/none"]
+)
+async def test_a_database_that_does_not_answer_is_one_line_without_the_password(url: str, tmp_path: Path) -> None:
+    for command in ("serve", "migrate"):
+        status, output = await run(
+            *(sys.executable, "-m", "atomic_balance", command), directory=tmp_path, environment={"DATABASE_URL": url}
+        )
+        assert (status, len(output.splitlines())) == (1, 1), output
+        assert output.startswith("atomic-balance: database: ")
+        assert "secret" not in output
