@@ -28,6 +28,10 @@ async def update(client: Client, body: Any) -> tuple[int, str]:
     return await ask(client, "POST", "/api/balance/update", body)
 
 
+def account(user_id: int, balance: int, version: int = 0) -> str:
+    return f'{{"userId":{user_id},"balance":{balance},"minimumBalance":0,"version":{version}}}'
+
+
 async def opened(client: Client, user_id: int, balance: int) -> None:
     assert (await ask(client, "PUT", f"/api/users/{user_id}", {"balance": balance}))[0] == 201
 
@@ -36,7 +40,10 @@ async def test_an_update_answers_the_new_balance(client: Client) -> None:
     await opened(client, 1, 10_000)
     assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":9998}')
     assert await update(client, {"userId": 1, "amount": 100}) == (200, '{"userId":1,"newBalance":10098}')
-    assert await ask(client, "GET", "/api/users/1") == (200, '{"userId":1,"balance":10098}')
+    assert await ask(client, "GET", "/api/users/1") == (
+        200,
+        '{"userId":1,"balance":10098,"minimumBalance":0,"version":2}',
+    )
 
 
 async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(client: Client) -> None:
@@ -60,10 +67,16 @@ async def test_a_user_that_does_not_exist(client: Client) -> None:
 
 
 async def test_opening_an_account_again(client: Client) -> None:
-    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (201, '{"userId":7,"balance":5}')
+    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (
+        201,
+        '{"userId":7,"balance":5,"minimumBalance":0,"version":0}',
+    )
     await update(client, {"userId": 7, "amount": 1})
-    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (200, '{"userId":7,"balance":6}')
-    conflict = 409, '{"error":"User exists with another opening balance"}'
+    assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (
+        200,
+        '{"userId":7,"balance":6,"minimumBalance":0,"version":1}',
+    )
+    conflict = 409, '{"error":"User exists with other opening values"}'
     assert await ask(client, "PUT", "/api/users/7", {"balance": 6}) == conflict
 
 
@@ -101,7 +114,7 @@ async def test_opening_an_account_again(client: Client) -> None:
 async def test_bad_input_names_the_member_and_changes_nothing(client: Client, body: bytes, error: str) -> None:
     await opened(client, 1, 10)
     assert await update(client, body) == (400, json.dumps({"error": error}, separators=(",", ":")))
-    assert await ask(client, "GET", "/api/users/1") == (200, '{"userId":1,"balance":10}')
+    assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
 
 
 @pytest.mark.parametrize("user_id", ["0", "-1", "x", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
@@ -109,10 +122,118 @@ async def test_a_bad_user_id_in_the_path(client: Client, user_id: str) -> None:
     assert await ask(client, "GET", f"/api/users/{user_id}") == (400, f'{{"error":"userId: expected {USER_ID}"}}')
 
 
-@pytest.mark.parametrize("body", [b'{"balance":-1}', b'{"balance":9007199254740992}', b'{"balance":"1"}', b"{}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"balance":-1}',
+        b'{"balance":9007199254740992}',
+        b'{"balance":"1"}',
+        b"{}",
+        b'{"balance":1,"minimumBalance":2}',
+    ],
+)
 async def test_a_bad_opening_balance(client: Client, body: bytes) -> None:
-    error = f'{{"error":"balance: expected an integer from 0 to {LIMIT}"}}'
+    error = f'{{"error":"balance: expected an integer from minimumBalance (0 unless given) to {LIMIT}"}}'
     assert await ask(client, "PUT", "/api/users/1", body) == (400, error)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_a_bad_minimum_balance(client: Client, method: str) -> None:
+    body = b'{"balance":0,"minimumBalance":"0"}' if method == "PUT" else b'{"minimumBalance":null}'
+    error = f'{{"error":"minimumBalance: expected an integer from -{LIMIT} to {LIMIT}"}}'
+    assert await ask(client, method, "/api/users/1", body) == (400, error)
+
+
+async def test_an_overdraft(client: Client) -> None:
+    await ask(client, "PUT", "/api/users/1", {"balance": 10, "minimumBalance": -5})
+    assert await update(client, {"userId": 1, "amount": -16}) == (400, '{"error":"Insufficient funds"}')
+    assert await update(client, {"userId": 1, "amount": -15}) == (200, '{"userId":1,"newBalance":-5}')
+    below = 409, '{"error":"The balance is below this minimum"}'
+    assert await ask(client, "PATCH", "/api/users/1", {"minimumBalance": -4}) == below
+    patched = 200, '{"userId":1,"balance":-5,"minimumBalance":-7,"version":1}'
+    assert await ask(client, "PATCH", "/api/users/1", {"minimumBalance": -7}) == patched
+    assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":-7}')
+    reopened = 200, '{"userId":1,"balance":-7,"minimumBalance":-7,"version":2}'
+    assert await ask(client, "PUT", "/api/users/1", {"balance": 10, "minimumBalance": -5}) == reopened
+    assert (await ask(client, "PATCH", "/api/users/2", {"minimumBalance": 0}))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("reference", "status"),
+    [("x" * 255, 200), ("ä" * 255, 200), ("", 200), (None, 200), ("x" * 256, 400), ("\0", 400), (1, 400)],
+)
+async def test_a_reference(client: Client, reference: Any, status: int) -> None:
+    await opened(client, 1, 10)
+    answered, text = await update(client, {"userId": 1, "amount": 1, "reference": reference})
+    assert answered == status
+    if status == 400 and reference != "\ud800":
+        assert text == '{"error":"reference: expected a string of up to 255 characters without NUL, or null"}'
+
+
+async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
+    await opened(client, 1, 100)
+    updates = [
+        {"userId": 1, "amount": -2},
+        {"userId": 1, "amount": -500},
+        {"userId": 2, "amount": 1},
+        {"userId": 1, "amount": 7, "reference": "r", "idempotencyKey": "k"},
+        {"userId": 1, "amount": 7, "reference": "r", "idempotencyKey": "k"},
+        {"userId": 1, "amount": 8, "idempotencyKey": "k"},
+    ]
+    status, text = await ask(client, "POST", "/api/balance/updates", {"updates": updates})
+    assert (status, json.loads(text)["results"]) == (
+        200,
+        [
+            {"status": 200, "userId": 1, "newBalance": 98},
+            {"status": 400, "error": "Insufficient funds"},
+            {"status": 404, "error": "User not found"},
+            {"status": 200, "userId": 1, "newBalance": 105},
+            {"status": 200, "userId": 1, "newBalance": 105, "replayed": True},
+            {"status": 422, "error": "Idempotency-Key: already used for another change of this user"},
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("updates", "error"),
+    [
+        ([{"userId": 1, "amount": 1}, {"userId": 1, "amount": "x"}], f"updates[1].amount: expected {AMOUNT}"),
+        ([{"userId": 1, "amount": 1}, {"userId": 1, "amount": 0}], f"updates[1].amount: expected {AMOUNT}"),
+        ([{"userId": 1, "amount": 1}, {"userId": 1}], f"updates[1].amount: expected {AMOUNT}"),
+        ([{"userId": 1, "amount": 1}, {"userId": 1, "amount": 1, "x": 1}], "updates[1].x: expected no such member"),
+        ([{"userId": 1, "amount": 1}, 5], "updates[1]: expected a JSON object"),
+        (
+            [{"userId": 1, "amount": 1}, {"userId": 1, "amount": 1, "idempotencyKey": "a b"}],
+            "updates[1].idempotencyKey: expected 1 to 255 visible ASCII characters",
+        ),
+        ([], "updates: expected an array of 1 to 1000 updates"),
+        ([{"userId": 1, "amount": 1}] * 1001, "updates: expected an array of 1 to 1000 updates"),
+        ({}, "updates: expected an array of 1 to 1000 updates"),
+    ],
+)
+async def test_one_malformed_update_is_named_and_nothing_is_applied(client: Client, updates: Any, error: str) -> None:
+    await opened(client, 1, 10)
+    expected = 400, json.dumps({"error": error}, separators=(",", ":"))
+    assert await ask(client, "POST", "/api/balance/updates", {"updates": updates}) == expected
+    assert '"version":0' in (await ask(client, "GET", "/api/users/1"))[1]
+
+
+async def test_problem_details_for_those_who_accept_them(client: Client) -> None:
+    await opened(client, 1, 10)
+    for accept in ("application/problem+json", "application/json, application/problem+json;q=0.9"):
+        answer = await client.post("/api/balance/update", json={"userId": 1, "amount": -11}, headers={"Accept": accept})
+        assert (answer.status, answer.content_type) == (400, "application/problem+json")
+        assert await answer.json(content_type=None) == {
+            "type": "urn:problem-type:atomic-balance:insufficient-funds",
+            "title": "Insufficient funds",
+            "status": 400,
+            "detail": "Insufficient funds",
+        }
+    answer = await client.post("/api/balance/update", data=b"{", headers={"Accept": "*/*"})
+    assert (answer.content_type, answer.headers["Vary"]) == ("application/json", "Accept")
+    answer = await client.post("/api/balance/update", json={}, headers={"Accept": "application/problem+json"})
+    problem = await answer.json(content_type=None)
+    assert (problem["title"], problem["detail"]) == ("Bad request", f"userId: expected {USER_ID}")
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", None])
@@ -163,13 +284,16 @@ async def test_health_and_readiness(client: Client) -> None:
 
 
 async def test_a_service_without_its_database_lives_but_is_not_ready(aiohttp_client: AiohttpClient) -> None:
-    client = await aiohttp_client(make_app(Settings(database_url="postgresql://user:secret@127.0.0.1:1/none")))
+    settings = Settings(
+        database_url="postgresql://user:secret@127.0.0.1:1/none", statement_seconds=0.2, deadline_seconds=0.3
+    )
+    client = await aiohttp_client(make_app(settings))
     assert (await ask(client, "GET", "/healthz"))[0] == 200
     status, body = await ask(client, "GET", "/readyz")
     assert (status, json.loads(body)["reason"]) == (503, "the database does not answer")
     async with client.post("/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-        assert await answer.text() == '{"error":"Service unavailable: nothing was changed, try again"}'
+        assert await answer.text() == '{"error":"Service unavailable: the change was not applied, try again"}'
 
 
 async def test_a_service_with_the_schema_behind_is_not_ready(

@@ -52,8 +52,21 @@ async def test_a_lock_that_a_killed_migration_left_is_broken(empty_database_url:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
         connection.execute("DELETE FROM _yoyo_migration")
-        connection.execute("DROP TABLE users")
+        connection.execute("DROP TABLE users, balance_changes")
     assert migrate(empty_database_url) == ALL
+
+
+async def test_accounts_from_before_the_journal_open_with_what_they_hold(empty_database_url: str) -> None:
+    environment = {"DATABASE_URL": psycopg_url(empty_database_url)}
+    yoyo = str(Path(sys.executable).with_name("yoyo"))
+    first = await run(yoyo, "apply", "--revision", "0001-users", directory=ROOT, environment=environment)
+    assert first[0] == 0, first
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("INSERT INTO users (id, balance, opening_balance) VALUES (1, 7, 10), (2, 0, 0)")
+    assert migrate(empty_database_url) == [name for name in ALL if name > "0001-users"]
+    with psycopg.connect(empty_database_url) as connection:
+        rows = connection.execute("SELECT id, balance, opening_balance, version FROM users ORDER BY id").fetchall()
+    assert rows == [(1, 7, 7, 0), (2, 0, 0, 0)]
 
 
 async def test_a_service_that_finds_the_schema_behind_says_what_to_run(empty_database_url: str, tmp_path: Path) -> None:

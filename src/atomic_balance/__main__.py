@@ -1,4 +1,4 @@
-"""The command line: serve (the default), migrate, open."""
+"""The command line: serve (the default), migrate, verify, open."""
 
 import argparse
 import asyncio
@@ -22,7 +22,8 @@ from atomic_balance.handlers import STORE
 from atomic_balance.messages import Balance, UserId
 from atomic_balance.migrations import migrate
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
-from atomic_balance.store import OutcomeUnknownError, UnavailableError
+from atomic_balance.store import UnreachableError
+from atomic_balance.verify import DIFFERENCES_MAX, progress_bar, verify
 
 log = logging.getLogger("atomic_balance")
 
@@ -43,6 +44,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("serve", help="serve the API (the default)")
     commands.add_parser("migrate", help="bring the database's schema up to date")
+    commands.add_parser("verify", help="recompute every balance from the journal")
     opening = commands.add_parser("open", help="open an account, unless there is one")
     opening.add_argument("user_id", type=_argument(UserId))
     opening.add_argument("balance", type=_argument(Balance))
@@ -59,6 +61,8 @@ def main() -> None:
             if arguments.command == "migrate":
                 applied = migrate(settings.asyncpg_url)
                 print("\n".join(f"applied {name}" for name in applied) or "the schema is current")
+            elif arguments.command == "verify":
+                sys.exit(_verify(settings))
             elif arguments.command == "open":
                 _run(_open_account(settings, arguments.user_id, arguments.balance))
             else:
@@ -67,7 +71,7 @@ def main() -> None:
         sys.exit(_failed(error, 2))
     except (StartError, EmbeddedPostgresError) as error:
         sys.exit(_failed(error, 1))
-    except (UnavailableError, OutcomeUnknownError, psycopg.Error, OSError) as error:
+    except (UnreachableError, psycopg.Error, OSError) as error:
         sys.exit(_failed(f"database: {_first_line(error.__cause__ or error)}", 1))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -128,10 +132,22 @@ async def _serve(settings: Settings, database: str) -> None:
         log.info("stopping: what was accepted is still answered")
 
 
+def _verify(settings: Settings) -> int:
+    found = verify(settings.asyncpg_url, progress_bar)
+    for difference in found.differences:
+        print(difference)
+    if found.differences:
+        more = " at least" if len(found.differences) == DIFFERENCES_MAX else ""
+        print(f"the journal does not prove the balances:{more} {len(found.differences)} differ")
+        return 1
+    print(f"{found.accounts:,} accounts, {found.changes:,} changes: every balance is what the journal says")
+    return 0
+
+
 async def _open_account(settings: Settings, user_id: int, balance: int) -> None:
     async with _running(settings) as runner:
-        found = await runner.app[STORE].open_account(user_id, balance)
-    print(f"user {user_id} {'opened' if found.opened else 'exists already'}, balance {found.balance}")
+        found = await runner.app[STORE].open_account(user_id, balance, minimum_balance=0)
+    print(f"user {user_id} {'opened' if found.opened else 'exists already'}, balance {found.account.balance}")
 
 
 def _argument(shape: Any) -> Callable[[str], Any]:

@@ -2,43 +2,47 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import metadata
 
-import asyncpg
 from aiohttp import web
+from msgspec import json
 
 from atomic_balance import handlers
+from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
+from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.openapi import document
 from atomic_balance.settings import Settings
-from atomic_balance.store import OutcomeUnknownError, Store, UnavailableError
+from atomic_balance.store import Store, UnreachableError, connect, connection_pool
 
 log = logging.getLogger("atomic_balance")
-
-ROUTES = (
-    web.post("/api/balance/update", handlers.update_balance),
-    web.put("/api/users/{user_id}", handlers.open_account),
-    web.get("/api/users/{user_id}", handlers.read_account),
-    web.get("/healthz", handlers.healthz),
-    web.get("/readyz", handlers.readyz),
-)
 
 
 def make_app(settings: Settings) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts."""
     app = web.Application(middlewares=[answer_errors], client_max_size=settings.body_bytes_max)
-    app.add_routes(ROUTES)
+    app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
+    app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
 
     async def store(app: web.Application) -> AsyncIterator[None]:
-        async with asyncpg.create_pool(
-            settings.asyncpg_url,
-            min_size=0,
-            max_size=settings.pool_connections_max,
-            timeout=settings.connect_seconds,
-            server_settings={"application_name": "atomic-balance"},
-        ) as pool:
-            app[handlers.STORE] = Store(pool, settings.deadline_seconds, settings.statement_seconds)
+        async with connection_pool(settings) as pool:
+            app[handlers.STORE] = Store(pool, settings)
             yield
 
-    app.cleanup_ctx.append(store)
+    async def group_commit(app: web.Application) -> AsyncIterator[None]:
+        limits = Limits(
+            changes_per_statement=settings.changes_per_statement_max,
+            accounts_per_statement=settings.accounts_per_statement_max,
+            lanes=settings.lanes,
+            waiting_changes=settings.waiting_changes_max,
+            waiting_changes_per_account=settings.waiting_changes_per_account_max,
+            deadline_seconds=settings.deadline_seconds,
+        )
+        async with GroupCommit(lambda: connect(settings), limits).running() as committer:
+            app[handlers.GROUP_COMMIT] = committer
+            yield
+
+    app.cleanup_ctx.extend((store, group_commit))
     return app
 
 
@@ -50,15 +54,12 @@ async def answer_errors(
     try:
         return await handler(request)
     except ApiError as error:
-        return error_response(error.code, error.text)
+        return error_response(request, error.code, error.text)
     except web.HTTPException as error:
-        return of_http_exception(error)
-    except UnavailableError as error:
-        log.warning("%s %s: database unavailable: %r", request.method, request.path, error.__cause__)
-        return error_response("unavailable")
-    except OutcomeUnknownError as error:
-        log.warning("%s %s: outcome unknown: %r", request.method, request.path, error.__cause__)
-        return error_response("outcome_unknown")
+        return of_http_exception(request, error)
+    except UnreachableError as error:
+        log.warning("%s %s: the database can't be reached: %r", request.method, request.path, error.__cause__)
+        return error_response(request, "unavailable")
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return error_response("internal_error")
+        return error_response(request, "internal_error")

@@ -2,10 +2,22 @@
 
 from enum import StrEnum
 
-import msgspec
+from msgspec import Struct
 
 BALANCE_LIMIT = 2**53 - 1
 """The largest balance, amount and user id: what every JSON client can hold exactly."""
+
+
+class Change(Struct, frozen=True, gc=False):
+    """One requested update of an account.
+
+    `amount`: minor units, not 0; a negative one withdraws. `idempotency_key`: the caller's, None if it sent none.
+    """
+
+    user_id: int
+    amount: int
+    idempotency_key: str | None = None
+    reference: str | None = None
 
 
 class Refusal(StrEnum):
@@ -15,27 +27,37 @@ class Refusal(StrEnum):
     BALANCE_LIMIT_EXCEEDED = "balance_limit_exceeded"
 
 
-class Change(msgspec.Struct, frozen=True):
-    """One requested update of an account: `amount` in minor units, not 0; a negative one withdraws."""
-
-    user_id: int
-    amount: int
-
-
-class Applied(msgspec.Struct, frozen=True):
-    """The change was committed; `balance` is the account's right after it."""
+class Applied(Struct, frozen=True, gc=False):
+    """The change was committed; `balance` is the account's right after it. `replayed`: by an earlier request."""
 
     balance: int
+    replayed: bool = False
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """The change was not applied, for `reason`; the balance is as it was."""
+class Refused(Struct, frozen=True, gc=False):
+    """The change was not applied, for `reason`. `replayed`: an earlier request with its key was refused."""
 
     reason: Refusal
+    replayed: bool = False
 
 
-class NoSuchUser(msgspec.Struct, frozen=True):
-    """There is no account of that user id."""
+class Undecided(StrEnum):
+    """Every other outcome; none of them binds the key. Its value is the error's code in errors.py."""
+
+    NO_SUCH_USER = "user_not_found"
+    KEY_REUSED = "idempotency_key_reused"
+    """The key belongs to a change with another amount or reference."""
+    NOT_APPLIED = "not_applied"
+    """Surely not applied, for want of a place to wait, of a connection or of time."""
+    UNKNOWN = "outcome_unknown"
+    """A statement with it was lost or is still under way: it may be applied yet."""
+    FAILED = "internal_error"
+    """Surely not applied: the statement failed, for this change and no other."""
 
 
-Outcome = Applied | Refused | NoSuchUser
+Outcome = Applied | Refused | Undecided
+
+
+def is_same(one: Change, other: Change) -> bool:
+    """Whether a second change under a key is the first one again."""
+    return one.amount == other.amount and one.reference == other.reference

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from aiohttp import web
 from msgspec import json
 
-from atomic_balance.messages import Error
+from atomic_balance.messages import Error, ProblemDetails
 
 
 class Problem(NamedTuple):
@@ -21,18 +21,27 @@ PROBLEMS: Mapping[str, Problem] = {
     "insufficient_funds": Problem(400, "Insufficient funds"),
     "balance_limit_exceeded": Problem(400, "Balance limit exceeded"),
     "user_not_found": Problem(404, "User not found"),
+    "key_not_found": Problem(404, "Nothing is bound to this key"),
     "not_found": Problem(404, "Not found"),
     "method_not_allowed": Problem(405, "Method not allowed"),
-    "account_exists": Problem(409, "User exists with another opening balance"),
+    "account_exists": Problem(409, "User exists with other opening values"),
+    "balance_below_minimum": Problem(409, "The balance is below this minimum"),
     "body_too_large": Problem(413, "Body too large"),
     "unsupported_media_type": Problem(415, "Content-Type: expected application/json"),
+    "idempotency_key_reused": Problem(422, "Idempotency-Key: already used for another change of this user"),
     "internal_error": Problem(500, "Internal server error"),
-    "unavailable": Problem(503, "Service unavailable: nothing was changed, try again"),
-    "outcome_unknown": Problem(504, "Outcome unknown: look at the account before you ask again"),
+    "not_applied": Problem(503, "Service unavailable: the change was not applied, try again"),
+    "unavailable": Problem(503, "Service unavailable: try again"),
+    "outcome_unknown": Problem(
+        504,
+        "Outcome unknown: ask again with the same Idempotency-Key, or, if you sent none, look at the account's changes",
+    ),
 }
 
+RETRY_AFTER_SECONDS = 1
+
+_BODIES = {code: json.encode(Error(problem.text)) for code, problem in PROBLEMS.items()}
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-_HEADERS: Mapping[str, Mapping[str, str]] = {"unavailable": {"Retry-After": "1"}}
 
 
 class ApiError(Exception):
@@ -44,20 +53,31 @@ class ApiError(Exception):
         self.text = text
 
 
-def error_response(code: str, text: str | None = None, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The answer for the error `code` of the table."""
+def problem_type(code: str) -> str:
+    """The stable identifier of an error in problem details."""
+    return f"urn:problem-type:atomic-balance:{code.replace('_', '-')}"
+
+
+def error_response(request: web.BaseRequest, code: str, text: str | None = None) -> web.Response:
+    """The answer for the error `code` of the table: `{"error": ...}`, or problem details if `request` accepts them."""
     problem = PROBLEMS[code]
-    return web.Response(
-        status=problem.status,
-        body=json.encode(Error(text or problem.text)),
-        content_type="application/json",
-        headers={**_HEADERS.get(code, {}), **(headers or {})},
-    )
+    headers = {"Content-Type": "application/json", "Vary": "Accept"}
+    if problem.status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if "application/problem+json" in request.headers.get("Accept", ""):
+        headers["Content-Type"] = "application/problem+json"
+        details = ProblemDetails(problem_type(code), problem.text, problem.status, text or problem.text)
+        return web.Response(status=problem.status, body=json.encode(details), headers=headers)
+    body = json.encode(Error(text)) if text else _BODIES[code]
+    return web.Response(status=problem.status, body=body, headers=headers)
 
 
-def of_http_exception(error: web.HTTPException) -> web.Response:
+def of_http_exception(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
     """The answer for an error that aiohttp itself raised: unknown path, wrong method, body too large."""
     code = _BY_STATUS.get(error.status)
     if code is None:
         raise error
-    return error_response(code, headers={name: error.headers[name] for name in ("Allow",) if name in error.headers})
+    response = error_response(request, code)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

@@ -1,58 +1,159 @@
-"""From a request to its answer: parse, ask the store, answer."""
+"""From a request to its answer: parse, submit or ask the store, answer."""
 
+import re
+from collections.abc import Mapping
+from importlib import resources
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from atomic_balance.changes import Applied, Change, Refused
-from atomic_balance.errors import ApiError, error_response
-from atomic_balance.expectations import explain
-from atomic_balance.messages import Account, AccountOpening, BalanceUpdate, Health, UpdatedBalance, UserId
-from atomic_balance.store import OutcomeUnknownError, Store, UnavailableError
+from atomic_balance.changes import Applied, Change, Outcome, Refused
+from atomic_balance.errors import PROBLEMS, ApiError, error_response
+from atomic_balance.expectations import expected, explain
+from atomic_balance.group_commit import GroupCommit
+from atomic_balance.messages import (
+    Account,
+    AccountOpening,
+    AccountPatch,
+    AccountPath,
+    BalanceUpdate,
+    BalanceUpdates,
+    BoundOutcome,
+    ChangePath,
+    Health,
+    JournalEntry,
+    JournalPage,
+    PageQuery,
+    UpdatedBalance,
+    UpdateResult,
+    UpdateResults,
+)
+from atomic_balance.store import Account as StoredAccount
+from atomic_balance.store import Store, UnreachableError
 
+GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
+OPENAPI = web.AppKey("openapi", bytes)
 STORE = web.AppKey("store", Store)
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+REPLAYED = {"Idempotent-Replayed": "true"}
+PAGE_HEADERS = {
+    hdrs.CONTENT_TYPE: "text/html; charset=utf-8",
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-
-class Path(msgspec.Struct, rename="camel"):
-    """The variable part of a path."""
-
-    user_id: UserId
-
-
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _decode_update = msgspec.json.Decoder(BalanceUpdate)
+_decode_updates = msgspec.json.Decoder(BalanceUpdates)
 _decode_opening = msgspec.json.Decoder(AccountOpening)
+_decode_patch = msgspec.json.Decoder(AccountPatch)
 _encode = msgspec.json.Encoder().encode
+_DOCS_PAGE = resources.files("atomic_balance.pages").joinpath("docs.html").read_bytes()
 
 
 async def update_balance(request: web.Request) -> web.Response:
     """POST /api/balance/update: change one balance."""
     update = await _body(request, _decode_update)
-    outcome = await request.app[STORE].update(Change(update.user_id, update.amount))
+    change = Change(update.user_id, update.amount, _idempotency_key(request), update.reference)
+    outcome = await request.app[GROUP_COMMIT].submit(change)
     if isinstance(outcome, Applied):
-        return _answer(UpdatedBalance(update.user_id, outcome.balance))
-    return error_response(outcome.reason if isinstance(outcome, Refused) else "user_not_found")
+        response = _answer(UpdatedBalance(update.user_id, outcome.balance))
+    elif isinstance(outcome, Refused):
+        response = error_response(request, outcome.reason)
+    else:
+        return error_response(request, outcome)
+    if outcome.replayed:
+        response.headers.update(REPLAYED)
+    return response
+
+
+async def update_balances(request: web.Request) -> web.Response:
+    """POST /api/balance/updates: change many balances, each on its own."""
+    updates = (await _body(request, _decode_updates)).updates
+    submit = request.app[GROUP_COMMIT].submit
+    changes = [Change(update.user_id, update.amount, update.idempotency_key, update.reference) for update in updates]
+    futures = [submit(change) for change in changes]
+    results = [_result(change, await future) for change, future in zip(changes, futures, strict=True)]
+    return _answer(UpdateResults(results))
 
 
 async def open_account(request: web.Request) -> web.Response:
     """PUT /api/users/{userId}: open an account; asked again with the same values, it is the same."""
-    user_id = _user_id(request)
+    user_id = _parameters(AccountPath, request.match_info).user_id
     asked = await _body(request, _decode_opening)
-    found = await request.app[STORE].open_account(user_id, asked.balance)
-    if found.opening_balance != asked.balance:
+    found = await request.app[STORE].open_account(user_id, asked.balance, asked.minimum_balance)
+    if (found.opening_balance, found.opening_minimum_balance) != (asked.balance, asked.minimum_balance):
         raise ApiError("account_exists")
-    return _answer(Account(user_id, found.balance), status=201 if found.opened else 200)
+    return _answer(_account(user_id, found.account), status=201 if found.opened else 200)
+
+
+async def change_account(request: web.Request) -> web.Response:
+    """PATCH /api/users/{userId}: set the minimum balance."""
+    user_id = _parameters(AccountPath, request.match_info).user_id
+    asked = await _body(request, _decode_patch)
+    found = await request.app[STORE].set_minimum_balance(user_id, asked.minimum_balance)
+    if found is None:
+        raise ApiError("user_not_found")
+    account, changed = found
+    if not changed:
+        raise ApiError("balance_below_minimum")
+    return _answer(_account(user_id, account))
 
 
 async def read_account(request: web.Request) -> web.Response:
-    """GET /api/users/{userId}: the balance now."""
-    user_id = _user_id(request)
-    balance = await request.app[STORE].balance(user_id)
-    if balance is None:
+    """GET /api/users/{userId}: the account now."""
+    user_id = _parameters(AccountPath, request.match_info).user_id
+    account = await request.app[STORE].account(user_id)
+    if account is None:
         raise ApiError("user_not_found")
-    return _answer(Account(user_id, balance))
+    return _answer(_account(user_id, account))
+
+
+async def read_changes(request: web.Request) -> web.Response:
+    """GET /api/users/{userId}/changes: a page of the journal, newest first."""
+    user_id = _parameters(AccountPath, request.match_info).user_id
+    if len(set(request.query)) < len(request.query):
+        raise ApiError("invalid_request", "query: expected each parameter at most once")
+    page = _parameters(PageQuery, request.query)
+    store = request.app[STORE]
+    rows = await store.changes(user_id, page.before, page.limit + 1)
+    if not rows and await store.account(user_id) is None:
+        raise ApiError("user_not_found")
+    shown = rows[: page.limit]
+    entries = [
+        JournalEntry(
+            version=row.version or 0,
+            amount=row.amount,
+            balance=row.balance,
+            reference=row.reference,
+            idempotency_key=row.idempotency_key if _KEY.fullmatch(row.idempotency_key) else None,
+            created_at=row.created_at,
+        )
+        for row in shown
+    ]
+    more = len(rows) > len(shown)
+    following = f"/api/users/{user_id}/changes?limit={page.limit}&before={entries[-1].version}" if more else None
+    return _answer(JournalPage(entries, following))
+
+
+async def read_change(request: web.Request) -> web.Response:
+    """GET /api/users/{userId}/changes/{key}: the outcome bound to an idempotency key."""
+    path = _parameters(ChangePath, request.match_info)
+    row = await request.app[STORE].change(path.user_id, path.key)
+    if row is None:
+        raise ApiError("key_not_found")
+    bound = BoundOutcome(200, path.user_id, path.key, row.amount, row.reference, row.created_at)
+    if row.refusal is None:
+        bound = msgspec.structs.replace(bound, version=row.version, new_balance=row.balance)
+    else:
+        problem = PROBLEMS[row.refusal]
+        bound = msgspec.structs.replace(bound, status=problem.status, error=problem.text)
+    return _answer(bound)
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -64,11 +165,21 @@ async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: the database answers, and its schema is current."""
     try:
         missing = await request.app[STORE].missing_migrations()
-    except (UnavailableError, OutcomeUnknownError):
+    except UnreachableError:
         return _answer(Health("unavailable", "the database does not answer"), status=503)
     if missing:
         return _answer(Health("unavailable", f"the schema is behind: {', '.join(missing)}"), status=503)
     return _answer(Health("ok"))
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """GET /openapi.json: the contract."""
+    return web.Response(body=request.app[OPENAPI], headers={hdrs.CONTENT_TYPE: "application/json"})
+
+
+async def docs(_: web.Request) -> web.Response:
+    """GET /docs: the contract, as a page that draws /openapi.json."""
+    return web.Response(body=_DOCS_PAGE, headers=PAGE_HEADERS)
 
 
 async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
@@ -81,13 +192,44 @@ async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
         raise ApiError("invalid_request", explain(error, decoder.type)) from None
 
 
-def _user_id(request: web.Request) -> int:
-    text = request.match_info["user_id"]
+def _parameters(shape: type[T], given: Mapping[str, str]) -> T:
+    """`given`, the variable parts of a path or a query, as a `shape`. A number has one spelling: plain digits."""
     try:
-        return msgspec.convert({"userId": int(text) if text.isascii() and text.isdigit() else text}, Path).user_id
+        values = msgspec.convert(dict(given), shape, strict=False)
     except msgspec.ValidationError as error:
-        raise ApiError("invalid_request", explain(error, Path)) from None
+        raise ApiError("invalid_request", explain(error, shape)) from None
+    for name, value in msgspec.to_builtins(values).items():
+        if name in given and given[name] != str(value):
+            raise ApiError("invalid_request", f"{name}: expected {expected(shape)[name]}")
+    return values
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    """The caller's key, without the quotes of a structured field's string; None if it sent none."""
+    headers = request.headers
+    key = headers.get(IDEMPOTENCY_KEY)
+    if key is None:
+        return None
+    if len(key) > 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not _KEY.fullmatch(key) or len(headers.getall(IDEMPOTENCY_KEY)) > 1:
+        raise ApiError("invalid_request", f"{IDEMPOTENCY_KEY}: expected one, of 1 to 255 visible ASCII characters")
+    return key
+
+
+def _result(change: Change, outcome: Outcome) -> UpdateResult:
+    if isinstance(outcome, Applied):
+        return UpdateResult(200, change.user_id, outcome.balance, replayed=outcome.replayed)
+    if isinstance(outcome, Refused):
+        problem = PROBLEMS[outcome.reason]
+        return UpdateResult(problem.status, error=problem.text, replayed=outcome.replayed)
+    problem = PROBLEMS[outcome]
+    return UpdateResult(problem.status, error=problem.text)
+
+
+def _account(user_id: int, account: StoredAccount) -> Account:
+    return Account(user_id, account.balance, account.minimum_balance, account.version)
 
 
 def _answer(body: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=_encode(body), content_type="application/json")
+    return web.Response(status=status, body=_encode(body), headers={hdrs.CONTENT_TYPE: "application/json"})

@@ -1,10 +1,14 @@
 """The bodies of requests and answers. A type's description is what an error says was expected."""
 
+from datetime import datetime
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from atomic_balance.changes import BALANCE_LIMIT
+
+UPDATES_MAX = 1_000
+PAGE_MAX = 1_000
 
 UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 Amount = Annotated[
@@ -13,55 +17,164 @@ Amount = Annotated[
         ge=-BALANCE_LIMIT,
         le=BALANCE_LIMIT,
         description=f"an integer other than 0, from -{BALANCE_LIMIT} to {BALANCE_LIMIT}",
+        extra_json_schema={"not": {"const": 0}},
     ),
 ]
-Balance = Annotated[int, Meta(ge=0, le=BALANCE_LIMIT, description=f"an integer from 0 to {BALANCE_LIMIT}")]
+Balance = Annotated[
+    int,
+    Meta(
+        ge=-BALANCE_LIMIT,
+        le=BALANCE_LIMIT,
+        description=f"an integer from minimumBalance (0 unless given) to {BALANCE_LIMIT}",
+    ),
+]
+MinimumBalance = Annotated[
+    int,
+    Meta(ge=-BALANCE_LIMIT, le=BALANCE_LIMIT, description=f"an integer from -{BALANCE_LIMIT} to {BALANCE_LIMIT}"),
+]
 Reference = Annotated[
     str,
-    Meta(max_length=255, pattern=r"\A[^\x00]*\Z", description="a string of up to 255 characters without NUL, or null"),
+    Meta(max_length=255, pattern=r"^[^\x00]*$", description="a string of up to 255 characters without NUL, or null"),
 ]
+IdempotencyKey = Annotated[str, Meta(pattern=r"^[!-~]{1,255}(?!\n)$", description="1 to 255 visible ASCII characters")]
 
 
 class Request(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A request's body: an unknown member is an error."""
+    """A request's body, or its parameters: an unknown member is an error."""
 
 
 class Answer(Struct, frozen=True, rename="camel"):
     """An answer's body."""
 
 
-class BalanceUpdate(Request, frozen=True):
+class BalanceUpdate(Request, frozen=True, gc=False):
     """A change of one user's balance; a negative amount withdraws."""
 
     user_id: UserId
     amount: Amount
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if self.amount == 0:
             raise ValueError("amount")
 
 
-class UpdatedBalance(Answer, frozen=True):
+class KeyedBalanceUpdate(BalanceUpdate, frozen=True, gc=False):
+    """One of many updates, with its idempotency key if it is to be repeatable."""
+
+    idempotency_key: IdempotencyKey | None = None
+
+
+class BalanceUpdates(Request, frozen=True):
+    """Updates that stand each on its own."""
+
+    updates: Annotated[
+        list[KeyedBalanceUpdate],
+        Meta(min_length=1, max_length=UPDATES_MAX, description=f"an array of 1 to {UPDATES_MAX} updates"),
+    ]
+
+
+class AccountOpening(Request, frozen=True):
+    """What an account is opened with. A negative minimum balance is an overdraft."""
+
+    balance: Balance
+    minimum_balance: MinimumBalance = 0
+
+    def __post_init__(self) -> None:
+        if self.balance < self.minimum_balance:
+            raise ValueError("balance")
+
+
+class AccountPatch(Request, frozen=True):
+    """The least balance that the account may have from now on."""
+
+    minimum_balance: MinimumBalance
+
+
+class AccountPath(Request, frozen=True):
+    """The path of an account."""
+
+    user_id: UserId
+
+
+class ChangePath(AccountPath, frozen=True):
+    """The path of what is bound to an idempotency key."""
+
+    key: IdempotencyKey
+
+
+class PageQuery(Request, frozen=True):
+    """Which page of a journal: changes with a version below `before`, or the newest."""
+
+    limit: Annotated[int, Meta(ge=1, le=PAGE_MAX, description=f"an integer from 1 to {PAGE_MAX}")] = 50
+    before: Annotated[int, Meta(ge=1, le=2**63 - 1, description="a version, an integer from 1")] | None = None
+
+
+class UpdatedBalance(Answer, frozen=True, gc=False):
     """The balance right after the change."""
 
     user_id: int
     new_balance: int
 
 
-class AccountOpening(Request, frozen=True):
-    """The balance that an account is opened with."""
+class UpdateResult(Answer, frozen=True, gc=False, omit_defaults=True):
+    """The result of one of many updates: as it would have been answered alone."""
 
-    balance: Balance
+    status: int
+    user_id: int | UnsetType = UNSET
+    new_balance: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    replayed: bool = False
+
+
+class UpdateResults(Answer, frozen=True):
+    """The results of many updates, in their order."""
+
+    results: list[UpdateResult]
 
 
 class Account(Answer, frozen=True):
-    """An account as it is now."""
+    """An account as it is now; `version` is how many changes it has had."""
 
     user_id: int
     balance: int
+    minimum_balance: int
+    version: int
 
 
-class Health(Answer, frozen=True):
+class JournalEntry(Answer, frozen=True):
+    """An applied change: `balance` is the one right after it. A key that the service made is not shown."""
+
+    version: int
+    amount: int
+    balance: int
+    reference: str | None
+    idempotency_key: str | None
+    created_at: datetime
+
+
+class JournalPage(Answer, frozen=True):
+    """Applied changes, newest first; `next` is the path of the page that follows, null on the last."""
+
+    changes: list[JournalEntry]
+    next: str | None
+
+
+class BoundOutcome(Answer, frozen=True):
+    """The outcome bound to an idempotency key: `status` and `newBalance` or `error`, as they were answered."""
+
+    status: int
+    user_id: int
+    idempotency_key: str
+    amount: int
+    reference: str | None
+    created_at: datetime
+    version: int | UnsetType = UNSET
+    new_balance: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class Health(Answer, frozen=True, omit_defaults=True):
     """Whether the service lives, or is ready to serve; `reason` says why it is not."""
 
     status: str
@@ -72,3 +185,12 @@ class Error(Answer, frozen=True):
     """What went wrong, in one line."""
 
     error: str
+
+
+class ProblemDetails(Answer, frozen=True):
+    """What went wrong, as RFC 9457 has it: `type` is stable, `detail` is the line that `error` holds otherwise."""
+
+    type: str
+    title: str
+    status: int
+    detail: str

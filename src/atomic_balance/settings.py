@@ -15,6 +15,8 @@ _DATABASE_URL = rf"^postgres(ql)?(\+psycopg)?://([^@/?#]*@)?{_HOST}(,{_HOST})*(/
 
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
 
+Count = Annotated[int, Meta(ge=1, le=10_000_000, description="a number of changes, 1 to 10000000")]
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     """All settings, each under its name in capitals. A time is in seconds, a size in bytes."""
@@ -41,8 +43,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         | None
     ) = None
 
+    lanes: Annotated[int, Meta(ge=2, le=100, description="a number of connections, 2 to 100")] = 4
+    changes_per_statement_max: Annotated[int, Meta(ge=1, le=1000, description="a number of changes, 1 to 1000")] = 1000
+    accounts_per_statement_max: Annotated[int, Meta(ge=1, le=1000, description="a number of accounts, 1 to 1000")] = (
+        1000
+    )
+    waiting_changes_max: Count = 40_000
+    waiting_changes_per_account_max: Count = 20_000
     pool_connections_max: Annotated[int, Meta(ge=1, le=1000, description="a number of connections, 1 to 1000")] = 10
     connect_seconds: Seconds = 3
+    lock_seconds: Seconds = 0.1
     statement_seconds: Seconds = 2
     deadline_seconds: Seconds = 10
     shutdown_seconds: Seconds = 20
@@ -56,6 +66,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         if self.database_url is None:
             raise ValueError("there is no DATABASE_URL")
         return "postgresql://" + self.database_url.split("://", 1)[1]
+
+
+_IN_ORDER = (
+    ("lock_seconds", "statement_seconds"),
+    ("statement_seconds", "deadline_seconds"),
+    ("waiting_changes_per_account_max", "waiting_changes_max"),
+)
 
 
 class WrongSettingError(Exception):
@@ -78,6 +95,7 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise WrongSettingError(explain(error, Settings)) from None
-    if settings.statement_seconds >= settings.deadline_seconds:
-        raise WrongSettingError("STATEMENT_SECONDS: expected less than DEADLINE_SECONDS")
+    for smaller, larger in _IN_ORDER:
+        if getattr(settings, smaller) >= getattr(settings, larger):
+            raise WrongSettingError(f"{smaller.upper()}: expected less than {larger.upper()}")
     return settings

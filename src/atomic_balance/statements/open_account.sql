@@ -1,16 +1,17 @@
 -- Open an account where there is none.
--- $1 user_id, $2 opening balance.
--- Gives the account and whether this statement opened it. No row: another session opened it meanwhile, send again.
+-- $1 user_id, $2 opening balance, $3 opening minimum balance.
+-- Gives the account as it is, as it was opened, and whether this statement opened it.
+-- No row: another session opened it meanwhile, send again.
 WITH opened AS (
-    INSERT INTO users (id, balance, opening_balance)
-    VALUES ($1, $2, $2)
+    INSERT INTO users (id, balance, opening_balance, minimum_balance, opening_minimum_balance)
+    VALUES ($1, $2, $2, $3, $3)
     ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING
-    RETURNING balance, opening_balance
+    RETURNING balance, minimum_balance, version, opening_balance, opening_minimum_balance
 )
-SELECT balance, opening_balance, true AS opened
+SELECT balance, minimum_balance, version, opening_balance, opening_minimum_balance, true AS opened
   FROM opened
 UNION ALL
-SELECT balance, opening_balance, false
+SELECT balance, minimum_balance, version, opening_balance, opening_minimum_balance, false
   FROM users
  WHERE id = $1
    AND NOT EXISTS (SELECT FROM opened)

@@ -1,0 +1,215 @@
+"""The contract as a table: every endpoint with its handler, what it takes and all that it may answer."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+from msgspec import Struct
+
+from atomic_balance import handlers
+from atomic_balance.messages import (
+    Account,
+    AccountOpening,
+    AccountPatch,
+    AccountPath,
+    BalanceUpdate,
+    BalanceUpdates,
+    BoundOutcome,
+    ChangePath,
+    Health,
+    JournalPage,
+    PageQuery,
+    UpdatedBalance,
+    UpdateResults,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_BODY_ERRORS = ("invalid_request", "body_too_large", "unsupported_media_type", "internal_error")
+_STORE_ERRORS = ("invalid_request", "internal_error", "unavailable")
+
+
+class Reply(Struct, frozen=True):
+    """One status that is no error: its body, and an example of it."""
+
+    body: type[Struct] | None
+    text: str
+    example: Mapping[str, Any] = {}
+    content_type: str = "application/json"
+
+
+class Endpoint(Struct, frozen=True):
+    """One method of one path. `errors`: codes of errors.py."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    replies: Mapping[int, Reply]
+    errors: tuple[str, ...] = ()
+    parameters: tuple[type[Struct], ...] = ()
+    body: type[Struct] | None = None
+    examples: Mapping[str, Any] = {}
+    idempotent: bool = False
+    """Whether it takes an Idempotency-Key."""
+
+
+_ACCOUNT = {"userId": 1, "balance": 9998, "minimumBalance": 0, "version": 1}
+_ENTRY = {
+    "version": 1,
+    "amount": -2,
+    "balance": 9998,
+    "reference": "order 4711",
+    "idempotencyKey": "4711-1",
+    "createdAt": "2026-01-31T12:00:00.000000Z",
+}
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/api/balance/update",
+        handlers.update_balance,
+        "Change one user's balance",
+        {200: Reply(UpdatedBalance, "The change was applied", {"userId": 1, "newBalance": 9998})},
+        errors=(
+            *_BODY_ERRORS,
+            "insufficient_funds",
+            "balance_limit_exceeded",
+            "user_not_found",
+            "idempotency_key_reused",
+            "not_applied",
+            "outcome_unknown",
+        ),
+        body=BalanceUpdate,
+        examples={
+            "withdraw": {"userId": 1, "amount": -2},
+            "deposit": {"userId": 1, "amount": 100, "reference": "gift"},
+        },
+        idempotent=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/balance/updates",
+        handlers.update_balances,
+        "Change many balances, each on its own",
+        {
+            200: Reply(
+                UpdateResults,
+                "One result per update, in order; each as it would have been answered alone",
+                {
+                    "results": [
+                        {"status": 200, "userId": 1, "newBalance": 98},
+                        {"status": 400, "error": "Insufficient funds"},
+                    ]
+                },
+            )
+        },
+        errors=_BODY_ERRORS,
+        body=BalanceUpdates,
+        examples={
+            "two": {
+                "updates": [{"userId": 1, "amount": -2}, {"userId": 2, "amount": -500, "idempotencyKey": "4711-2"}],
+            }
+        },
+    ),
+    Endpoint(
+        "PUT",
+        "/api/users/{userId}",
+        handlers.open_account,
+        "Open an account",
+        {
+            201: Reply(Account, "The account was opened", {**_ACCOUNT, "balance": 10_000, "version": 0}),
+            200: Reply(Account, "It had been opened with the same values before; this is what it holds now", _ACCOUNT),
+        },
+        errors=(*_BODY_ERRORS, "account_exists", "unavailable"),
+        parameters=(AccountPath,),
+        body=AccountOpening,
+        examples={"plain": {"balance": 10_000}, "overdraft": {"balance": 0, "minimumBalance": -500}},
+    ),
+    Endpoint(
+        "PATCH",
+        "/api/users/{userId}",
+        handlers.change_account,
+        "Set an account's minimum balance",
+        {200: Reply(Account, "The minimum balance was set", {**_ACCOUNT, "minimumBalance": -500})},
+        errors=(*_BODY_ERRORS, "user_not_found", "balance_below_minimum", "unavailable"),
+        parameters=(AccountPath,),
+        body=AccountPatch,
+        examples={"overdraft": {"minimumBalance": -500}},
+    ),
+    Endpoint(
+        "GET",
+        "/api/users/{userId}",
+        handlers.read_account,
+        "Read an account",
+        {200: Reply(Account, "The account now", _ACCOUNT)},
+        errors=(*_STORE_ERRORS, "user_not_found"),
+        parameters=(AccountPath,),
+    ),
+    Endpoint(
+        "GET",
+        "/api/users/{userId}/changes",
+        handlers.read_changes,
+        "Read an account's journal, newest first",
+        {200: Reply(JournalPage, "A page of applied changes", {"changes": [_ENTRY], "next": None})},
+        errors=(*_STORE_ERRORS, "user_not_found"),
+        parameters=(AccountPath, PageQuery),
+    ),
+    Endpoint(
+        "GET",
+        "/api/users/{userId}/changes/{key}",
+        handlers.read_change,
+        "Read the outcome bound to an idempotency key",
+        {
+            200: Reply(
+                BoundOutcome,
+                "The change was applied, or refused, with this outcome",
+                {
+                    "status": 200,
+                    "userId": 1,
+                    "idempotencyKey": "4711-1",
+                    "amount": -2,
+                    "reference": None,
+                    "createdAt": _ENTRY["createdAt"],
+                    "version": 1,
+                    "newBalance": 9998,
+                },
+            )
+        },
+        errors=(*_STORE_ERRORS, "key_not_found"),
+        parameters=(ChangePath,),
+    ),
+    Endpoint(
+        "GET",
+        "/healthz",
+        handlers.healthz,
+        "Whether the process lives",
+        {200: Reply(Health, "It does", {"status": "ok"})},
+    ),
+    Endpoint(
+        "GET",
+        "/readyz",
+        handlers.readyz,
+        "Whether the service can serve",
+        {
+            200: Reply(Health, "It can", {"status": "ok"}),
+            503: Reply(
+                Health, "It can't, and why", {"status": "unavailable", "reason": "the database does not answer"}
+            ),
+        },
+    ),
+    Endpoint(
+        "GET",
+        "/openapi.json",
+        handlers.openapi,
+        "This contract, as OpenAPI 3.1",
+        {200: Reply(None, "The document")},
+    ),
+    Endpoint(
+        "GET",
+        "/docs",
+        handlers.docs,
+        "This contract, as a page",
+        {200: Reply(None, "The page", content_type="text/html")},
+    ),
+)

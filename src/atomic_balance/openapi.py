@@ -1,0 +1,129 @@
+"""The OpenAPI 3.1 document, made from the table of endpoints, the msgspec types and the table of errors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from atomic_balance.endpoints import ENDPOINTS, Endpoint
+from atomic_balance.errors import PROBLEMS, problem_type
+from atomic_balance.messages import Error, IdempotencyKey, ProblemDetails
+
+_DESCRIPTION = (
+    'A balance per user that is never wrong. An error is `{"error": ...}`, or problem details (RFC 9457) for those who '
+    "accept `application/problem+json`. An update that was sent with an `Idempotency-Key` can be repeated safely."
+)
+_VARY = {"Vary": {"description": "Errors depend on Accept", "schema": {"const": "Accept"}}}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait before asking again", "schema": {"type": "integer"}}}
+_REPLAYED = {
+    "Idempotent-Replayed": {
+        "description": "Present if an earlier request with this key was the one that was applied or refused",
+        "schema": {"const": "true"},
+    }
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names the change: the same key with the same change gives the first outcome again. Per user.",
+    "schema": msgspec.json.schema(IdempotencyKey),
+    "example": "4711-1",
+}
+
+
+def document(version: str) -> dict[str, Any]:
+    """The document for this `version` of the service, as builtins that encode to JSON."""
+    shapes: dict[str, type[Struct]] = {shape.__name__: shape for shape in (Error, ProblemDetails)}
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in ENDPOINTS:
+        for shape in (endpoint.body, *(reply.body for reply in endpoint.replies.values())):
+            if shape is not None:
+                shapes[shape.__name__] = shape
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    _, schemas = msgspec.json.schema_components(shapes.values(), ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "atomic-balance", "version": version, "description": _DESCRIPTION},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": endpoint.handler.__name__,
+        "summary": endpoint.summary,
+        "parameters": [
+            *([_IDEMPOTENCY_KEY] if endpoint.idempotent else []),
+            *(parameter for shape in endpoint.parameters for parameter in _parameters(endpoint, shape)),
+        ],
+        "responses": {**_replies(endpoint), **_errors(endpoint)},
+    }
+    if endpoint.body is not None:
+        examples = {name: {"value": value} for name, value in endpoint.examples.items()}
+        content = {"application/json": {"schema": _reference(endpoint.body), "examples": examples}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _parameters(endpoint: Endpoint, shape: type[Struct]) -> Iterator[dict[str, Any]]:
+    schema = msgspec.json.schema(shape)["$defs"][shape.__name__]
+    for name, member in schema["properties"].items():
+        in_path = f"{{{name}}}" in endpoint.path
+        # A parameter can be left out, but is never null.
+        member = next((option for option in member.get("anyOf", ()) if option != {"type": "null"}), member)
+        member = {key: value for key, value in member.items() if value is not None}
+        yield {"name": name, "in": "path" if in_path else "query", "required": in_path, "schema": member}
+
+
+def _replies(endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        str(status): {
+            "description": reply.text,
+            **({"headers": _REPLAYED} if endpoint.idempotent else {}),
+            "content": {
+                reply.content_type: {
+                    "schema": _reference(reply.body) if reply.body else {},
+                    **({"example": reply.example} if reply.example else {}),
+                }
+            },
+        }
+        for status, reply in endpoint.replies.items()
+    }
+
+
+def _errors(endpoint: Endpoint) -> dict[str, Any]:
+    by_status: dict[int, list[str]] = {}
+    for code in endpoint.errors:
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    return {
+        str(status): {
+            "description": "; ".join(PROBLEMS[code].text for code in codes),
+            "headers": {
+                **_VARY,
+                **(_RETRY_AFTER if status == 503 else {}),
+                **(_REPLAYED if endpoint.idempotent and status == 400 else {}),
+            },
+            "content": {
+                "application/json": {
+                    "schema": _reference(Error),
+                    "examples": {code: {"value": {"error": PROBLEMS[code].text}} for code in codes},
+                },
+                "application/problem+json": {
+                    "schema": _reference(ProblemDetails),
+                    "examples": {code: {"value": _details(code)} for code in codes},
+                },
+            },
+        }
+        for status, codes in by_status.items()
+    }
+
+
+def _details(code: str) -> dict[str, Any]:
+    problem = PROBLEMS[code]
+    return {"type": problem_type(code), "title": problem.text, "status": problem.status, "detail": problem.text}
+
+
+def _reference(shape: type[Struct]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
