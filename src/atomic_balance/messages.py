@@ -36,7 +36,14 @@ Reference = Annotated[
     str,
     Meta(max_length=255, pattern=r"^[^\x00]*$", description="a string of up to 255 characters without NUL, or null"),
 ]
-IdempotencyKey = Annotated[str, Meta(pattern=r"^[!-~]{1,255}(?!\n)$", description="1 to 255 visible ASCII characters")]
+IdempotencyKey = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[!-~]{1,255}\Z",
+        description="1 to 255 visible ASCII characters",
+        extra_json_schema={"pattern": "^[!-~]{1,255}$"},  # JSON Schema has neither \A nor \Z
+    ),
+]
 
 
 class Request(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
