@@ -38,20 +38,25 @@ def make_app(settings: Settings) -> web.Application:
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        limits = Limits(
-            changes_per_statement=settings.changes_per_statement_max,
-            accounts_per_statement=settings.accounts_per_statement_max,
-            lanes=settings.lanes,
-            waiting_changes=settings.waiting_changes_max,
-            waiting_changes_per_account=settings.waiting_changes_per_account_max,
-            deadline_seconds=settings.deadline_seconds,
-        )
-        async with GroupCommit(lambda: connect(settings), limits).running() as committer:
+        async with GroupCommit(lambda: connect(settings), limits(settings)).running() as committer:
             app[handlers.GROUP_COMMIT] = committer
             yield
 
     app.cleanup_ctx.extend((store, group_commit))
     return app
+
+
+def limits(settings: Settings) -> Limits:
+    """The limits of the group commit by the settings."""
+    return Limits(
+        changes_per_statement=settings.changes_per_statement_max,
+        accounts_per_statement=settings.accounts_per_statement_max,
+        lanes=settings.lanes,
+        waiting_changes=settings.waiting_changes_max,
+        waiting_changes_per_account=settings.waiting_changes_per_account_max,
+        deadline_seconds=settings.deadline_seconds,
+        landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
+    )
 
 
 @web.middleware
