@@ -10,8 +10,10 @@ from pathlib import Path
 import aiohttp
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from atomic_balance.verify import verify
+from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service
 
@@ -177,3 +179,18 @@ async def test_stopping_ends_by_its_deadline(database_url: str, tmp_path: Path) 
             assert await service.process.wait() == 0
             assert time.monotonic() - started < 10
     assert applied_in_journal(database_url) == (RACE, 0)
+
+
+async def test_stopping_does_not_wait_for_connections_that_are_half_open(database_url: str, tmp_path: Path) -> None:
+    socket = Path(str(conninfo_to_dict(database_url)["host"])) / ".s.PGSQL.5432"
+    async with FaultProxy(socket).running() as proxy, session() as client:
+        name = conninfo_to_dict(database_url)["dbname"]
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}?sslmode=disable"
+        async with running_service({"DATABASE_URL": url}, tmp_path) as service:
+            await opened(client, service)
+            assert await withdraw(client, service.url) == APPLIED
+            for link in proxy.links:
+                link.swallow()
+            service.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                assert await service.process.wait() == 0
