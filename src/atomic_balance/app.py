@@ -14,6 +14,7 @@ from atomic_balance.authorization import require_token
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, UnreachableError, connect, connection_pool
@@ -30,15 +31,19 @@ def make_app(settings: Settings) -> web.Application:
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
-    app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
+    version = metadata.version("atomic-balance")
+    app[handlers.OPENAPI] = json.encode(document(version))
+    metrics = app[handlers.METRICS] = Metrics(version)
 
     async def store(app: web.Application) -> AsyncIterator[None]:
         async with connection_pool(settings) as pool:
             app[handlers.STORE] = Store(pool, settings)
+            metrics.gauges["pool_connections"] = ("Connections of the pool for reads", pool.get_size)
+            metrics.gauges["pool_idle_connections"] = ("Those of them that are not in use", pool.get_idle_size)
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        async with GroupCommit(lambda: connect(settings), limits(settings)).running() as committer:
+        async with GroupCommit(lambda: connect(settings), limits(settings), metrics).running() as committer:
             app[handlers.GROUP_COMMIT] = committer
             yield
 

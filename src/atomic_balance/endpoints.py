@@ -205,6 +205,14 @@ ENDPOINTS = (
     ),
     Endpoint(
         "GET",
+        "/metrics",
+        handlers.metrics,
+        "What is counted and measured, for Prometheus",
+        {200: Reply(None, "The metrics", content_type="text/plain")},
+        errors=("unauthorized",),
+    ),
+    Endpoint(
+        "GET",
         "/openapi.json",
         handlers.openapi,
         "This contract, as OpenAPI 3.1",

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused
 from atomic_balance.errors import PROBLEMS, ApiError, error_response
@@ -30,12 +31,14 @@ from atomic_balance.messages import (
     UpdateResult,
     UpdateResults,
 )
+from atomic_balance.metrics import Metrics
 from atomic_balance.store import Account as StoredAccount
 from atomic_balance.store import Store, UnreachableError
 
 BODY_SECONDS = web.AppKey("body_seconds", float)
 DRAINING = web.AppKey("draining", asyncio.Event)
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
+METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 STORE = web.AppKey("store", Store)
 
@@ -175,6 +178,11 @@ async def readyz(request: web.Request) -> web.Response:
     if missing:
         return _answer(Health("unavailable", f"the schema is behind: {', '.join(missing)}"), status=503)
     return _answer(Health("ok"))
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: what was counted and measured."""
+    return web.Response(body=request.app[METRICS].text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_PLAIN_0_0_4})
 
 
 async def openapi(request: web.Request) -> web.Response:
