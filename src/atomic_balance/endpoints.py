@@ -19,6 +19,7 @@ from atomic_balance.messages import (
     Health,
     JournalPage,
     PageQuery,
+    Readiness,
     UpdatedBalance,
     UpdateResults,
 )
@@ -68,6 +69,7 @@ _ENTRY = {
     "idempotencyKey": "4711-1",
     "createdAt": "2026-01-31T12:00:00.000000Z",
 }
+_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "schema": "ok"}
 
 ENDPOINTS = (
     Endpoint(
@@ -197,9 +199,11 @@ ENDPOINTS = (
         handlers.readyz,
         "Whether the service can serve",
         {
-            200: Reply(Health, "It can", {"status": "ok"}),
+            200: Reply(Readiness, "It can", {"status": "ok", "checks": _CHECKS}),
             503: Reply(
-                Health, "It can't, and why", {"status": "unavailable", "reason": "the database does not answer"}
+                Readiness,
+                "It can't, and why",
+                {"status": "unavailable", "checks": {**_CHECKS, "database": "does not answer", "schema": "not known"}},
             ),
         },
     ),

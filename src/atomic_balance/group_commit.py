@@ -67,9 +67,7 @@ class GroupCommit:
         """Accept a change; the future gives its outcome, by the deadline, and is never an exception."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
         account = self._accounts.get(change.user_id)
-        if self._waiting_count >= self._limits.waiting_changes or (
-            account is not None and len(account.changes) >= self._limits.waiting_changes_per_account
-        ):
+        if self.full or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account):
             self._tell(future, Undecided.NOT_APPLIED)
             return future
         key = change.idempotency_key
@@ -93,6 +91,11 @@ class GroupCommit:
         if key is not None:
             self._keyed[change.user_id, key] = waiting
         return future
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for a further change."""
+        return self._waiting_count >= self._limits.waiting_changes
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["GroupCommit"]:
