@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from atomic_balance import handlers
+from atomic_balance import handlers, live
 from atomic_balance.messages import (
     Account,
     AccountOpening,
@@ -232,5 +232,23 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
         },
+    ),
+    Endpoint(
+        "GET",
+        "/",
+        live.page,
+        "The live page",
+        {
+            200: Reply(None, "The page", content_type="text/html"),
+            401: Reply(None, "The page, which asks those for a token who sent none", content_type="text/html"),
+        },
+    ),
+    Endpoint(
+        "GET",
+        "/live/events",
+        live.events,
+        "What happened in each second, as server-sent events",
+        {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
+        errors=("unauthorized",),
     ),
 )
