@@ -37,11 +37,13 @@ wait_until_ready() { # wait_until_ready SECONDS COMMAND...: while COMMAND succee
 }
 
 greet() {
+    local token=
+    [ -z "$(setting API_TOKEN '')" ] || token=" -H 'Authorization: Bearer TOKEN'"
     cat <<END
 
 atomic-balance is ready at $url - try it:
 
-  curl -X POST $url/api/balance/update -H 'Content-Type: application/json' -d '{"userId": 1, "amount": -2}'
+  curl -X POST $url/api/balance/update -H 'Content-Type: application/json' -d '{"userId": 1, "amount": -2}'$token
 
 Ctrl-C stops it.
 

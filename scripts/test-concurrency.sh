@@ -3,7 +3,7 @@
 # exits 0 only if exactly 5,000 succeeded, exactly 5,000 were refused with "Insufficient funds" and the balance is 0.
 # Needs bash, curl and jq, and a running service. Can be repeated: each run opens an account of its own.
 # Settings, in the environment: BASE_URL (http://127.0.0.1:3000), REQUESTS (10000), AMOUNT (2), BALANCE (10000),
-# PARALLEL (200): how many requests are under way at any time.
+# PARALLEL (200): how many requests are under way at any time, API_TOKEN, if the service wants one.
 set -euo pipefail
 
 base_url=${BASE_URL:-http://127.0.0.1:3000}
@@ -23,12 +23,12 @@ done
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-json='Content-Type: application/json'
+headers=(-H 'Content-Type: application/json' -H "Authorization: Bearer ${API_TOKEN:-none}")
 
 user=
 for _ in 1 2 3; do
     candidate=$(((RANDOM << 30 | RANDOM << 15 | RANDOM) + 1000000))
-    status=$(curl --silent --output "$work/opened" --write-out '%{http_code}' -X PUT -H "$json" \
+    status=$(curl --silent --output "$work/opened" --write-out '%{http_code}' -X PUT "${headers[@]}" \
         -d "{\"balance\":$balance}" "$base_url/api/users/$candidate") || die "nothing answers at $base_url: run scripts/start.sh"
     if [ "$status" = 201 ]; then user=$candidate && break; fi
 done
@@ -43,7 +43,7 @@ echo "User $user has $balance; $requests requests withdraw $amount each, $parall
 # The number in the query makes each transfer a file of its own; the service does not look at it.
 mkdir "$work/body"
 started=$(date +%s%N)
-curl --silent --parallel --parallel-immediate --parallel-max "$parallel" -X POST -H "$json" \
+curl --silent --parallel --parallel-immediate --parallel-max "$parallel" -X POST "${headers[@]}" \
     -d "{\"userId\":$user,\"amount\":-$amount}" --output "$work/body/#1" --write-out '%{http_code} %{filename_effective}\n' \
     "$base_url/api/balance/update?[1-$requests]" > "$work/answers" 2> /dev/null &
 curl_pid=$!
@@ -61,7 +61,7 @@ count() { grep -cxE "$1" "$work/lines" || true; }
 applied=$(count "200	\{\"userId\":$user,\"newBalance\":[0-9]+\}")
 refused=$(count "400	\{\"error\":\"Insufficient funds\"\}")
 distinct=$(awk -F '\t' '$1 == 200 { print $2 }' "$work/lines" | jq -c .newBalance 2> /dev/null | sort -u | wc -l)
-final=$(curl --silent "$base_url/api/users/$user" | jq -r .balance) || final=unknown
+final=$(curl --silent "${headers[@]}" "$base_url/api/users/$user" | jq -r .balance) || final=unknown
 
 verdict=0
 row() { # row TEXT EXPECTED FOUND

@@ -23,10 +23,10 @@ def test_the_defaults(tmp_path: Path) -> None:
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / ".env"
-    file.write_text("HOST=10.0.0.1\nPORT=4000\nDATABASE_URL=\n")
+    file.write_text("HOST=127.0.0.2\nPORT=4000\nDATABASE_URL=\n")
     monkeypatch.setenv("PORT", "5000")
     settings = read_settings(file)
-    assert (settings.host, settings.port, settings.database_url) == ("10.0.0.1", 5000, None)
+    assert (settings.host, settings.port, settings.database_url) == ("127.0.0.2", 5000, None)
 
 
 def test_the_example_shows_every_setting_with_its_default() -> None:
@@ -34,7 +34,8 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
     defaults = {name: getattr(Settings(), name.lower()) for name in Settings.__struct_encode_fields__}
     assert set(shown) == set(defaults)
     del shown["DATABASE_URL"], defaults["DATABASE_URL"]
-    assert shown == {name: "" if value is None else str(value) for name, value in defaults.items()}
+    expected = {name: "" if value is None else str(value) for name, value in defaults.items()}
+    assert {name: value.lower() for name, value in shown.items()} == {k: v.lower() for k, v in expected.items()}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,9 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
         ("DEADLINE_SECONDS", "-1"),
         ("SHUTDOWN_SECONDS", "1e9"),
         ("BODY_BYTES_MAX", "lots"),
+        ("ALLOW_ANONYMOUS", "perhaps"),
+        ("API_TOKEN", "secret token"),
+        ("API_TOKEN", "secret,,other"),
     ],
 )
 def test_a_wrong_value_names_the_setting_and_what_was_expected(
@@ -65,6 +69,18 @@ def test_a_wrong_value_names_the_setting_and_what_was_expected(
     with pytest.raises(WrongSettingError, match=f"^{name}: expected [^\n]+$") as caught:
         read_settings(tmp_path / "none")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])
+def test_only_loopback_is_served_to_anyone(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", host)
+    with pytest.raises(WrongSettingError, match=r"^API_TOKEN: expected one, because HOST can be reached from outside"):
+        read_settings(tmp_path / "none")
+    monkeypatch.setenv("API_TOKEN", "one, two")
+    assert read_settings(tmp_path / "none").api_tokens == ["one", "two"]
+    monkeypatch.delenv("API_TOKEN")
+    monkeypatch.setenv("ALLOW_ANONYMOUS", "true")
+    assert read_settings(tmp_path / "none").host == host
 
 
 async def test_a_wrong_value_ends_the_start_with_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
+import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -18,7 +21,8 @@ from aiohttp import web
 
 from atomic_balance.app import make_app
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
-from atomic_balance.handlers import STORE
+from atomic_balance.handlers import DRAINING, STORE
+from atomic_balance.logs import set_up_logs
 from atomic_balance.messages import Balance, UserId
 from atomic_balance.migrations import migrate
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
@@ -29,6 +33,7 @@ log = logging.getLogger("atomic_balance")
 
 _VERSION = metadata.version("atomic-balance")
 _BACKLOG = 10_000
+_GC_THRESHOLD = 100_000
 
 
 class StartError(Exception):
@@ -51,10 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         settings = read_settings()
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-        )
-        logging.getLogger("yoyo").setLevel(logging.WARNING)
+        set_up_logs(settings.log_level)
         with _database(settings) as url:
             where = "DATABASE_URL" if settings.database_url else f"embedded PostgreSQL, data in {settings.data_dir}"
             settings = msgspec.structs.replace(settings, database_url=url)
@@ -114,6 +116,7 @@ async def _running(settings: Settings) -> AsyncIterator[web.AppRunner]:
 
 
 async def _serve(settings: Settings, database: str) -> None:
+    _raise_file_limit()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -125,11 +128,15 @@ async def _serve(settings: Settings, database: str) -> None:
         try:
             await web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG).start()
         except OSError as error:
-            raise StartError(f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}") from error
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise StartError(f"can't listen on {settings.host}:{settings.port}: {why}") from error
+        _spare_the_garbage_collector()
         host, port = runner.addresses[0][:2]
         log.info("atomic-balance %s serves on http://%s:%s (database: %s)", _VERSION, host, port, database)
         await stop.wait()
         log.info("stopping: what was accepted is still answered")
+        runner.app[DRAINING].set()
+        await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
 
 
 def _verify(settings: Settings) -> int:
@@ -142,6 +149,20 @@ def _verify(settings: Settings) -> int:
         return 1
     print(f"{found.accounts:,} accounts, {found.changes:,} changes: every balance is what the journal says")
     return 0
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls its limit unlimited and refuses it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _spare_the_garbage_collector() -> None:
+    """Look for cycles seldom, and not among what lives for ever: requests leave hardly any behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 async def _open_account(settings: Settings, user_id: int, balance: int) -> None:

@@ -1,13 +1,16 @@
 """The application: its routes, its resources, and what every request goes through."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from importlib import metadata
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
 from atomic_balance import handlers
+from atomic_balance.authorization import require_token
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
@@ -20,7 +23,12 @@ log = logging.getLogger("atomic_balance")
 
 def make_app(settings: Settings) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts."""
-    app = web.Application(middlewares=[answer_errors], client_max_size=settings.body_bytes_max)
+    middlewares: list[Middleware] = [answer_errors]
+    if settings.api_tokens:
+        middlewares.append(require_token(settings.api_tokens))
+    app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
+    app[handlers.BODY_SECONDS] = settings.deadline_seconds
+    app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
 
@@ -30,15 +38,7 @@ def make_app(settings: Settings) -> web.Application:
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        limits = Limits(
-            changes_per_statement=settings.changes_per_statement_max,
-            accounts_per_statement=settings.accounts_per_statement_max,
-            lanes=settings.lanes,
-            waiting_changes=settings.waiting_changes_max,
-            waiting_changes_per_account=settings.waiting_changes_per_account_max,
-            deadline_seconds=settings.deadline_seconds,
-        )
-        async with GroupCommit(lambda: connect(settings), limits).running() as committer:
+        async with GroupCommit(lambda: connect(settings), limits(settings)).running() as committer:
             app[handlers.GROUP_COMMIT] = committer
             yield
 
@@ -46,10 +46,21 @@ def make_app(settings: Settings) -> web.Application:
     return app
 
 
+def limits(settings: Settings) -> Limits:
+    """The limits of the group commit by the settings."""
+    return Limits(
+        changes_per_statement=settings.changes_per_statement_max,
+        accounts_per_statement=settings.accounts_per_statement_max,
+        lanes=settings.lanes,
+        waiting_changes=settings.waiting_changes_max,
+        waiting_changes_per_account=settings.waiting_changes_per_account_max,
+        deadline_seconds=settings.deadline_seconds,
+        landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
+    )
+
+
 @web.middleware
-async def answer_errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn whatever a handler raised into an answer of the table in errors.py; the cause goes to the log alone."""
     try:
         return await handler(request)

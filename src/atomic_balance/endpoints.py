@@ -1,9 +1,9 @@
 """The contract as a table: every endpoint with its handler, what it takes and all that it may answer."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from atomic_balance import handlers
@@ -23,10 +23,15 @@ from atomic_balance.messages import (
     UpdateResults,
 )
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-_BODY_ERRORS = ("invalid_request", "body_too_large", "unsupported_media_type", "internal_error")
-_STORE_ERRORS = ("invalid_request", "internal_error", "unavailable")
+_BODY_ERRORS = (
+    "unauthorized",
+    "request_timeout",
+    "invalid_request",
+    "body_too_large",
+    "unsupported_media_type",
+    "internal_error",
+)
+_STORE_ERRORS = ("unauthorized", "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -204,12 +209,16 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
+        errors=("unauthorized",),
     ),
     Endpoint(
         "GET",
         "/docs",
         handlers.docs,
         "This contract, as a page",
-        {200: Reply(None, "The page", content_type="text/html")},
+        {
+            200: Reply(None, "The page", content_type="text/html"),
+            401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
+        },
     ),
 )

@@ -20,10 +20,12 @@ PROBLEMS: Mapping[str, Problem] = {
     "invalid_request": Problem(400, "Bad request"),
     "insufficient_funds": Problem(400, "Insufficient funds"),
     "balance_limit_exceeded": Problem(400, "Balance limit exceeded"),
+    "unauthorized": Problem(401, "Authorization: expected Bearer and a token of this API"),
     "user_not_found": Problem(404, "User not found"),
     "key_not_found": Problem(404, "Nothing is bound to this key"),
     "not_found": Problem(404, "Not found"),
     "method_not_allowed": Problem(405, "Method not allowed"),
+    "request_timeout": Problem(408, "The request did not arrive in time"),
     "account_exists": Problem(409, "User exists with other opening values"),
     "balance_below_minimum": Problem(409, "The balance is below this minimum"),
     "body_too_large": Problem(413, "Body too large"),
@@ -62,6 +64,8 @@ def error_response(request: web.BaseRequest, code: str, text: str | None = None)
     """The answer for the error `code` of the table: `{"error": ...}`, or problem details if `request` accepts them."""
     problem = PROBLEMS[code]
     headers = {"Content-Type": "application/json", "Vary": "Accept"}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if problem.status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if "application/problem+json" in request.headers.get("Accept", ""):

@@ -28,7 +28,10 @@ _RECONNECT_SECONDS_MAX = 0.5
 
 
 class Limits(Struct, frozen=True):
-    """The limits of a GroupCommit. At most 1,000 changes per statement, so that no sum leaves bigint."""
+    """The limits of a GroupCommit. At most 1,000 changes per statement, so that no sum leaves bigint.
+
+    `landing_seconds`: how long before its deadline a change is not sent any more; what a statement may take.
+    """
 
     changes_per_statement: int
     accounts_per_statement: int
@@ -36,6 +39,7 @@ class Limits(Struct, frozen=True):
     waiting_changes: int
     waiting_changes_per_account: int
     deadline_seconds: float
+    landing_seconds: float
 
 
 class GroupCommit:
@@ -266,7 +270,17 @@ class GroupCommit:
                     twin.set_result(replay)
 
     def _tidy(self, account: WaitingAccount) -> None:
-        """Let go of what is answered, and put the account where it belongs now."""
+        """Answer what is out of time, let go of what is answered, and put the account where it belongs now.
+
+        What is not in flight is given up a little before its deadline: what then is in flight can land in time, and is
+        known to be applied or not.
+        """
+        now = self._loop.time()
+        for waiting in account.overdue(now + self._limits.landing_seconds):
+            if not waiting.in_flight:
+                self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NOT_APPLIED)
+            elif waiting.deadline <= now:
+                self._answer(waiting, Undecided.UNKNOWN)
         account.drop_answered()
         if account.busy:
             return
@@ -289,11 +303,7 @@ class GroupCommit:
         """Answer what is past its deadline."""
         while True:
             await asyncio.sleep(_EXPIRE_SECONDS)
-            now = self._loop.time()
             for account in list(self._accounts.values()):
-                for waiting in account.overdue(now):
-                    lost = waiting.unknown or waiting.in_flight
-                    self._answer(waiting, Undecided.UNKNOWN if lost else Undecided.NOT_APPLIED)
                 self._tidy(account)
 
 

@@ -1,5 +1,6 @@
 """From a request to its answer: parse, submit or ask the store, answer."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -32,6 +33,8 @@ from atomic_balance.messages import (
 from atomic_balance.store import Account as StoredAccount
 from atomic_balance.store import Store, UnreachableError
 
+BODY_SECONDS = web.AppKey("body_seconds", float)
+DRAINING = web.AppKey("draining", asyncio.Event)
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
 OPENAPI = web.AppKey("openapi", bytes)
 STORE = web.AppKey("store", Store)
@@ -162,7 +165,9 @@ async def healthz(_: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: the database answers, and its schema is current."""
+    """GET /readyz: the database answers, its schema is current, and the service is not about to stop."""
+    if request.app[DRAINING].is_set():
+        return _answer(Health("unavailable", "the service is stopping"), status=503)
     try:
         missing = await request.app[STORE].missing_migrations()
     except UnreachableError:
@@ -185,7 +190,14 @@ async def docs(_: web.Request) -> web.Response:
 async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
     if request.content_type != "application/json":
         raise ApiError("unsupported_media_type")
-    body = await request.read()
+    if request.content.is_eof():
+        body = await request.read()
+    else:
+        try:
+            async with asyncio.timeout(request.app[BODY_SECONDS]):
+                body = await request.read()
+        except TimeoutError:
+            raise ApiError("request_timeout") from None
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,6 +1,7 @@
 """Every setting of the service, read once from the environment and `.env`."""
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
+    api_token: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"\A[!-+\--~]+( *, *[!-+\--~]+)*\Z",
+                description="a token of visible ASCII characters, or several with commas between them",
+            ),
+        ]
+        | None
+    ) = None
+    allow_anonymous: Annotated[bool, Meta(description="true or false")] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="one of debug, info, warning, error")
     ] = "info"
@@ -55,10 +67,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     lock_seconds: Seconds = 0.1
     statement_seconds: Seconds = 2
     deadline_seconds: Seconds = 10
+    drain_seconds: Seconds = 0.2
     shutdown_seconds: Seconds = 20
     body_bytes_max: Annotated[int, Meta(ge=1024, le=2**30, description="a number of bytes, 1024 to 1073741824")] = (
         4 * 2**20
     )
+
+    @property
+    def api_tokens(self) -> list[str]:
+        """The tokens of which a caller must send one; none: everybody may ask."""
+        return [token.strip() for token in (self.api_token or "").split(",") if token.strip()]
 
     @property
     def asyncpg_url(self) -> str:
@@ -71,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 _IN_ORDER = (
     ("lock_seconds", "statement_seconds"),
     ("statement_seconds", "deadline_seconds"),
+    ("deadline_seconds", "shutdown_seconds"),
     ("waiting_changes_per_account_max", "waiting_changes_max"),
 )
 
@@ -98,4 +117,15 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
     for smaller, larger in _IN_ORDER:
         if getattr(settings, smaller) >= getattr(settings, larger):
             raise WrongSettingError(f"{smaller.upper()}: expected less than {larger.upper()}")
+    if not (_is_loopback(settings.host) or settings.api_tokens or settings.allow_anonymous):
+        raise WrongSettingError(
+            "API_TOKEN: expected one, because HOST can be reached from outside (or set ALLOW_ANONYMOUS=true)"
+        )
     return settings
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

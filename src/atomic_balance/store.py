@@ -1,6 +1,8 @@
 """The only module that talks to PostgreSQL on the way of a request: it runs the statements, and names what they did."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum, auto
 from importlib import resources
@@ -301,12 +303,22 @@ async def connect(settings: Settings) -> Session:
     return Session(connection, settings)
 
 
-def connection_pool(settings: Settings) -> asyncpg.Pool:
-    """The pool that Store takes, to be entered; connects when it is first used."""
-    return asyncpg.create_pool(
+@asynccontextmanager
+async def connection_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    """The pool that Store takes; connects when it is first used."""
+    pool = asyncpg.create_pool(
         settings.asyncpg_url,
         min_size=0,
         max_size=settings.pool_connections_max,
         timeout=settings.connect_seconds,
         server_settings={"application_name": "atomic-balance"},
     )
+    await pool
+    try:
+        yield pool
+    finally:
+        try:
+            async with asyncio.timeout(settings.statement_seconds):
+                await pool.close()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pool.terminate()  # a connection that is half-open never says goodbye

@@ -1,0 +1,67 @@
+"""A PostgreSQL server of a test's own, to be killed and brought back under the same URL."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from atomic_balance.embedded import embedded_postgres
+from atomic_balance.migrations import migrate
+
+
+class KillableServer:
+    """A running server. `url` stays the same from one start to the next."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._running = contextlib.ExitStack()
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start it, on the data that it had; in the main thread, because the server goes when its starter does."""
+        self.url = self._running.enter_context(embedded_postgres(self._data_dir))
+
+    def kill(self) -> None:
+        """Kill the postmaster; its backends notice and go."""
+        (pid_file,) = self._data_dir.glob("postgres-*/postmaster.pid")
+        os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
+        self._running.close()  # reaps it
+
+    async def kill_backend(self) -> None:
+        """Kill one backend of the service; the server ends all the others, recovers, and goes on."""
+        with psycopg.connect(self.url) as connection:
+            rows = connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'atomic-balance' ORDER BY random() LIMIT 1"
+            ).fetchall()
+        for (pid,) in rows:
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while not await asyncio.to_thread(self._answers):  # noqa: ASYNC110 - it is asked of a server
+                await asyncio.sleep(0.02)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url).close()
+        except psycopg.Error:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop it for good."""
+        self._running.close()
+
+
+@contextlib.contextmanager
+def killable_server(data_dir: Path) -> Iterator[KillableServer]:
+    """Run a server with the current schema."""
+    server = KillableServer(data_dir)
+    try:
+        migrate(server.url)
+        yield server
+    finally:
+        server.stop()

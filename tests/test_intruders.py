@@ -1,0 +1,139 @@
+"""Those who may not ask, and those who send what is no request: they learn nothing, and flood nothing."""
+
+import asyncio
+import logging
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+from pytest_aiohttp import AiohttpClient
+
+from atomic_balance.app import make_app
+from atomic_balance.endpoints import ENDPOINTS
+from atomic_balance.settings import Settings
+from tests.conftest import Client
+from tests.processes import running_service
+
+UNAUTHORIZED = '{"error":"Authorization: expected Bearer and a token of this API"}'
+
+
+@pytest.fixture
+async def guarded(aiohttp_client: AiohttpClient, settings: Settings) -> Client:
+    return await aiohttp_client(make_app(replace(settings, api_token="first,second")))
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer ", "Bearer third", "Bearer first,second", "Basic first", "first"]
+)
+async def test_without_a_token_nothing_is_answered_but_health(guarded: Client, authorization: str | None) -> None:
+    headers = {"Authorization": authorization} if authorization is not None else {}
+    for endpoint in ENDPOINTS:
+        path = endpoint.path.format(userId=1, key="k")
+        async with guarded.request(endpoint.method, path, json={"balance": 1}, headers=headers) as answer:
+            text = await answer.text()
+            if path in ("/healthz", "/readyz"):
+                assert answer.status == 200
+                continue
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert text == UNAUTHORIZED or answer.content_type == "text/html"
+    async with guarded.get("/nothing", headers=headers) as answer:
+        assert answer.status == 401
+
+
+@pytest.mark.parametrize("authorization", ["Bearer first", "bearer second", "Bearer  second "])
+async def test_each_token_lets_pass(guarded: Client, authorization: str) -> None:
+    async with guarded.put("/api/users/1", json={"balance": 1}, headers={"Authorization": authorization}) as answer:
+        assert answer.status == 201
+
+
+async def raw(url: str, data: bytes) -> bytes:
+    """Send bytes on a connection of their own; all that comes back."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(data)
+    await writer.drain()
+    writer.write_eof()
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_a_flood_of_what_is_no_request_does_not_flood_the_log(database_url: str, tmp_path: Path) -> None:
+    floods = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbroken\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nLong: " + b"x" * 20_000 + b"\r\n\r\n",
+    ]
+    async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
+        before = len(service.log)
+        for _ in range(40):
+            for answer in await asyncio.gather(*(raw(service.url, data) for data in floods)):
+                assert answer == b"" or answer.startswith(b"HTTP/1.")
+                assert b" 400 " in answer.split(b"\r\n")[0] or not answer
+                assert b"Traceback" not in answer
+                assert b".py" not in answer
+        assert len(service.log) - before < 20, service.log[before:]
+        assert "Traceback" not in "".join(service.log)
+
+
+async def test_a_fault_is_answered_without_its_cause(
+    client: Client, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE users RENAME COLUMN balance TO hidden")
+    with caplog.at_level(logging.ERROR):
+        for answer in (
+            await client.get("/api/users/1"),
+            await client.post("/api/balance/update", json={"userId": 1, "amount": 1}),
+        ):
+            assert (answer.status, await answer.text()) == (500, '{"error":"Internal server error"}')
+    assert "hidden" in caplog.text or "balance" in caplog.text
+
+
+async def test_the_service_needs_no_more_than_these_grants(
+    database_url: str, aiohttp_client: AiohttpClient, settings: Settings
+) -> None:
+    """The GRANTs of README.md, word for word."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    grants = [line for line in readme.splitlines() if line.startswith("GRANT ")]
+    assert len(grants) == 2
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE atomic_balance LOGIN")
+        try:
+            for grant in grants:
+                connection.execute(grant.encode())
+            client = await aiohttp_client(
+                make_app(replace(settings, database_url=database_url.replace("postgres@", "atomic_balance@")))
+            )
+            assert (await client.get("/readyz")).status == 200
+            assert (await client.put("/api/users/1", json={"balance": 5})).status == 201
+            headers = {"Idempotency-Key": "k"}
+            for amount, status in ((-2, 200), (-2, 200), (-200, 422)):
+                answer = await client.post("/api/balance/update", json={"userId": 1, "amount": amount}, headers=headers)
+                assert answer.status == status
+            refused = {"userId": 1, "amount": -200}
+            answer = await client.post("/api/balance/update", json=refused, headers={"Idempotency-Key": "r"})
+            assert answer.status == 400
+            assert (await client.patch("/api/users/1", json={"minimumBalance": -1})).status == 200
+            assert (await client.get("/api/users/1/changes")).status == 200
+            await client.close()
+        finally:
+            connection.execute("DROP OWNED BY atomic_balance")
+            connection.execute("DROP ROLE atomic_balance")
+
+
+async def test_no_secret_in_the_log(database_url: str, tmp_path: Path) -> None:
+    url = database_url.replace("postgres@", "postgres:very-secret@")
+    environment = {"DATABASE_URL": url, "API_TOKEN": "hush-hush", "LOG_LEVEL": "debug"}
+    async with running_service(environment, tmp_path) as service:
+        await raw(service.url, b"GET /api/users/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hush-hush\r\n\r\n")
+        await raw(service.url, b"GET /\x00 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer hush-hush\r\n\r\n")
+    assert "secret" not in "".join(service.log)
+    assert "hush" not in "".join(service.log)
