@@ -87,6 +87,7 @@ def _measure(arguments: argparse.Namespace) -> Results:
     _allow_many_connections()
     progress = Progress(plan.steps() + 2)
     with _stage() as stage:
+        machine = describe_machine(stage.folder)
         measurements = list(plan.measurements(stage, progress))
         processes = crowd = None
         if _PROCESSES in arguments.loads:
@@ -97,7 +98,7 @@ def _measure(arguments: argparse.Namespace) -> Results:
             crowd = measure_crowd(stage)
         progress.end()
         return Results(
-            machine=describe_machine(stage.folder),
+            machine=machine,
             versions=describe_versions(stage.postgres.version),
             postgres_settings=stage.postgres.settings,
             rounds=plan.rounds,

@@ -7,12 +7,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarking.loads import CONTENDERS, EXHAUSTED, HOT, LOADS, NO_DATABASE, ROWS, SERVICE
+from benchmarking.loads import CONTENDERS, EXHAUSTED, HOT, LOADS, NO_DATABASE, POSTGRES_ALONE, ROWS, SERVICE
 from benchmarking.results import Results, Spread, spread
 
 _LOADS = (HOT, EXHAUSTED, ROWS)
 _CONNECTIONS = 256
-_COLORS = {SERVICE: "#1a7f5a", NO_DATABASE: "#b8bec6"}
+_LIMIT_COLOR = "#b8bec6"
+_COLORS = {SERVICE: "#1a7f5a", NO_DATABASE: _LIMIT_COLOR, POSTGRES_ALONE: _LIMIT_COLOR}
 _OTHER_COLOR = "#6c8ebf"
 _SPREAD_COLOR = "#57606a"
 
@@ -31,7 +32,9 @@ def write_chart(results: Results, folder: Path) -> None:
     for panel, (title, rates) in zip(axes, panels, strict=False):
         panel.set_title(f"{title}, {_CONNECTIONS} connections: requests per second", loc="left", fontweight="bold")
         _draw(panel, rates, most)
-    figure.savefig(folder / "throughput.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        folder / "throughput.svg", bbox_inches="tight", pad_inches=0.2, metadata={"Date": None, "Creator": None}
+    )
 
 
 def _rates(results: Results, title: str) -> list[tuple[str, Spread]]:

@@ -1,7 +1,7 @@
 """Ten thousand connections at once, each with a request that waits: what the service needs for them.
 
 `python -m benchmarking.crowd PORT CONNECTIONS` is the crowd: it opens the connections, sends one withdrawal on each,
-says so, and prints how many of them were answered with 200.
+says so, prints how many of them were answered with 200, and stays until its input ends.
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import psycopg
@@ -24,7 +23,7 @@ CONNECTIONS = 10_000
 
 _SPARE_DESCRIPTORS = 200
 _OPENED_AT_ONCE = 200
-_ARRIVAL_SECONDS = 2
+_SETTLE_SECONDS = 2
 _SENT = "sent"
 _REQUEST = (
     b"POST /api/balance/update HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -33,7 +32,7 @@ _REQUEST = (
 
 
 def measure_crowd(stage: Stage) -> Crowd:
-    """Have the crowd wait for a row that another transaction holds, look at the service, let the row go."""
+    """Have the crowd wait for a row that another transaction holds, let the row go; look at the service's memory."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     count = CONNECTIONS if limit == resource.RLIM_INFINITY else min(CONNECTIONS, limit - _SPARE_DESCRIPTORS)
     with stage.postgres.service_database("crowd", LOADS[ROWS].balance) as url:
@@ -45,17 +44,19 @@ def measure_crowd(stage: Stage) -> Crowd:
                 [sys.executable, "-m", "benchmarking.crowd", str(server.port), str(count)],
                 env=stage.environment,
                 cwd=stage.folder,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             ) as crowd:
                 lines = iter(crowd.stdout or ())
                 if next(lines, "").strip() != _SENT:
                     raise BenchmarkError("the crowd could not connect")
-                time.sleep(_ARRIVAL_SECONDS)
+                time.sleep(_SETTLE_SECONDS)
                 waiting = memory.memory_info().rss
                 holder.rollback()
                 answered = int(next(lines, 0))
-            highest = _highest_resident_bytes(server.pid)
+                time.sleep(_SETTLE_SECONDS)
+                idle = memory.memory_info().rss
         if answered != count:
             raise BenchmarkError(f"of {count} connections that waited only {answered} were answered with 200")
         verify(url, stage)
@@ -64,13 +65,8 @@ def measure_crowd(stage: Stage) -> Crowd:
         connections_wanted=CONNECTIONS,
         before_mb=before / 1e6,
         waiting_mb=waiting / 1e6,
-        highest_mb=highest / 1e6,
+        idle_mb=idle / 1e6,
     )
-
-
-def _highest_resident_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 async def _crowd(port: int, count: int) -> None:
@@ -87,8 +83,7 @@ async def _crowd(port: int, count: int) -> None:
     print(_SENT, flush=True)
     answers = await asyncio.gather(*(reader.readline() for reader, _ in streams), return_exceptions=True)
     print(sum(isinstance(answer, bytes) and b" 200 " in answer for answer in answers), flush=True)
-    for _, writer in streams:
-        writer.close()
+    await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":

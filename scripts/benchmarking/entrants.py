@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -99,10 +100,9 @@ def entered(contender: str, load: Load, stage: Stage) -> Iterator[Entrant]:
 
             yield Entrant(contender, load, generate, (None, stage.postgres.pid))
     elif contender in _APPENDFSYNC:
-        appendfsync = _APPENDFSYNC[contender]
-        folder = stage.folder / appendfsync
         with (
-            redis_server(appendfsync, load.balance, folder, stage.environment) as redis,
+            tempfile.TemporaryDirectory(dir=stage.folder) as folder,
+            redis_server(_APPENDFSYNC[contender], load.balance, Path(folder), stage.environment) as redis,
             _handler("redis", str(redis.socket), stage) as server,
         ):
             yield Entrant(contender, load, through_http(load, server), (server.pid, redis.pid))

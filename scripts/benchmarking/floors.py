@@ -8,13 +8,17 @@ from benchmarking.results import Measurement, Results, Spread, ratios, spread
 
 
 class Verdict(NamedTuple):
-    """A floor (`at_least`) or a ceiling, what was measured (None: nothing), and the aim if there is one."""
+    """A floor (`at_least`) or a ceiling, what was measured (None: nothing), and the aim if there is one.
+
+    `digits`: how many the measured value is shown with, behind the point.
+    """
 
     what: str
     measured: Spread | None
     bound: float
     at_least: bool = True
     aim: float | None = None
+    digits: int = 2
 
     @property
     def ok(self) -> bool | None:
@@ -52,7 +56,7 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     yield Verdict(f"one hot row: CPU per request, times {NO_DATABASE}", spread(cpu), 1.25, at_least=False)
     yield from _verdicts_on_processes(results)
     memory = [results.crowd.waiting_mb] if results.crowd else []
-    yield Verdict("resident memory with 10,000 connections that wait, MB", spread(memory), 150, at_least=False)
+    yield Verdict("resident memory with 10,000 requests that wait, MB", spread(memory), 150, at_least=False, digits=0)
 
 
 def _verdicts_on_processes(results: Results) -> Iterator[Verdict]:
@@ -60,4 +64,6 @@ def _verdicts_on_processes(results: Results) -> Iterator[Verdict]:
     p99 = [processes.p99_ms_of_all / processes.p99_ms_of_one] if processes else []
     yield Verdict("four processes on 50 rows: p99, times that of one process", spread(p99), 4, at_least=False)
     failures = [float(processes.deadlocks + processes.lock_timeouts)] if processes else []
-    yield Verdict("four processes on 50 rows: deadlocks and lock timeouts", spread(failures), 0, at_least=False)
+    yield Verdict(
+        "four processes on 50 rows: deadlocks and lock timeouts", spread(failures), 0, at_least=False, digits=0
+    )

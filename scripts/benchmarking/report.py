@@ -22,17 +22,18 @@ def write_report(results: Results, folder: Path) -> None:
 
 def summary(results: Results) -> str:
     """What was to be reached and what was, for a terminal."""
-    return "\n".join(
-        f"{_VERDICTS[verdict.ok].strip('*'):13} {_ratio(verdict.measured):20} {_bound(verdict):14} {verdict.what}"
+    lines = (
+        f"{_VERDICTS[verdict.ok].strip('*'):13} {_reached(verdict):20} {_bound(verdict):14} {verdict.what}"
         for verdict in verdicts(results)
     )
+    return "\n".join([*lines, *(f"not measured: {text}" for text in results.not_measured)])
 
 
 def _page(results: Results) -> Iterator[str]:
     yield "# Benchmarks"
     yield (
         "`./scripts/benchmark` wrote this page. Everything was measured in one run, on one machine that also made the "
-        f"load: {results.rounds} rounds of {results.seconds} s, in which the contenders take turns. A figure is the "
+        f"load. The contenders take turns; rounds: {results.rounds}, of {results.seconds} s each. A figure is the "
         "median of the rounds, with the least and the greatest. A ratio is taken within each round, because what "
         "disturbs the machine disturbs neighbours alike. [results.json](results.json) holds every round."
     )
@@ -47,7 +48,7 @@ def _page(results: Results) -> Iterator[str]:
     yield _table(
         ["", "measured", "bound", "aim", ""],
         (
-            [verdict.what, _ratio(verdict.measured), _bound(verdict), _aim(verdict), _VERDICTS[verdict.ok]]
+            [verdict.what, _reached(verdict), _bound(verdict), _aim(verdict), _VERDICTS[verdict.ok]]
             for verdict in verdicts(results)
         ),
     )
@@ -131,7 +132,7 @@ def _extremes(results: Results) -> Iterator[str]:
         yield (
             f"Each with a request for a row that another transaction holds{fewer}; all were answered when it let go. "
             f"Resident memory of the service: {crowd.before_mb:.0f} MB before, {crowd.waiting_mb:.0f} MB while they "
-            f"waited, {crowd.highest_mb:.0f} MB at most."
+            f"waited, {crowd.idle_mb:.0f} MB when all were answered and still connected."
         )
 
 
@@ -158,6 +159,10 @@ def _text(found: Spread | None, digits: int) -> str:
     if found.least == found.greatest:
         return f"{found.median:,.{digits}f}"
     return f"{found.median:,.{digits}f} ({found.least:,.{digits}f}-{found.greatest:,.{digits}f})"
+
+
+def _reached(verdict: Verdict) -> str:
+    return _text(verdict.measured, verdict.digits)
 
 
 def _bound(verdict: Verdict) -> str:

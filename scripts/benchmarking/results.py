@@ -46,13 +46,15 @@ class Processes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Crowd(msgspec.Struct, frozen=True, kw_only=True):
-    """Many connections, each with a request that waits; resident memory of the service."""
+    """Resident memory of the service: before, with many connections of which each has a request that waits, and after
+    these were answered, the connections still open.
+    """
 
     connections: int
     connections_wanted: int
     before_mb: float
     waiting_mb: float
-    highest_mb: float
+    idle_mb: float
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

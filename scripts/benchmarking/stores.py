@@ -111,8 +111,7 @@ class Redis(NamedTuple):
 
 @contextlib.contextmanager
 def redis_server(appendfsync: str, balance: int, folder: Path, environment: Mapping[str, str]) -> Iterator[Redis]:
-    """Run a Redis with every change in its append-only file, and every user's balance in it."""
-    folder.mkdir()
+    """Run a Redis in an empty folder, with every user's balance in it and every change in its append-only file."""
     socket, log = folder / "socket", folder / "log"
     options = {
         "port": "0",
