@@ -3,9 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+./scripts/install-tools.sh
 ./scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-shellcheck scripts/*.sh .ci/run
+shellcheck scripts/*.sh scripts/soak .ci/run
 ruff check
 ruff format --check
 mypy

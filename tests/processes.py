@@ -14,7 +14,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 
 _START_SECONDS = 60
-_SERVES = re.compile(rb"serves on (http://\S+)")
+_SERVES = re.compile(rb"serves on (http://[^\s\"]+)")
 
 
 class Service(NamedTuple):

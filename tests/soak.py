@@ -31,7 +31,7 @@ USERS = range(1, 60)
 OPENING = 1_000
 CALM_SECONDS = (0.3, 2.0)
 """The shortest and the longest time between two faults."""
-SETTINGS = {"DEADLINE_SECONDS": "3", "STATEMENT_SECONDS": "1", "CONNECT_SECONDS": "1"}
+SETTINGS = {"DEADLINE_SECONDS": "3", "STATEMENT_SECONDS": "1", "CONNECT_SECONDS": "5"}
 
 
 class Answer(NamedTuple):

@@ -1,13 +1,18 @@
 """The HTTP contract: exact bodies and statuses, and every row of the table of bad input."""
 
+import asyncio
+import io
 import json
+import logging
 from typing import Any
 
+import psycopg
 import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpClient
 
 from atomic_balance.app import make_app
+from atomic_balance.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 
@@ -290,7 +295,7 @@ async def test_a_service_without_its_database_lives_but_is_not_ready(aiohttp_cli
     client = await aiohttp_client(make_app(settings))
     assert (await ask(client, "GET", "/healthz"))[0] == 200
     status, body = await ask(client, "GET", "/readyz")
-    assert (status, json.loads(body)["reason"]) == (503, "the database does not answer")
+    assert (status, json.loads(body)["checks"]["database"]) == (503, "does not answer")
     async with client.post("/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert await answer.text() == '{"error":"Service unavailable: the change was not applied, try again"}'
@@ -302,4 +307,42 @@ async def test_a_service_with_the_schema_behind_is_not_ready(
     client = await aiohttp_client(make_app(Settings(database_url=empty_database_url)))
     status, body = await ask(client, "GET", "/readyz")
     assert status == 503
-    assert "0001-users" in json.loads(body)["reason"]
+    assert "0001-users" in json.loads(body)["checks"]["schema"]
+
+
+async def test_readiness_is_red_while_there_is_no_place_to_wait(
+    aiohttp_client: AiohttpClient, database_url: str
+) -> None:
+    settings = Settings(database_url=database_url, waiting_changes_max=2, waiting_changes_per_account_max=1)
+    client = await aiohttp_client(make_app(settings))
+    for user_id in (1, 2):
+        await opened(client, user_id, 10)
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("UPDATE users SET balance = balance")
+        waiting = [asyncio.create_task(update(client, {"userId": user_id, "amount": 1})) for user_id in (1, 2)]
+        await asyncio.sleep(0.3)
+        status, body = await ask(client, "GET", "/readyz")
+        assert (status, json.loads(body)["checks"]["overload"]) == (503, "no place for a change to wait")
+    assert {status for status, _ in await asyncio.gather(*waiting)} == {200}
+    assert (await ask(client, "GET", "/readyz"))[0] == 200
+
+
+async def test_every_answer_names_its_request_and_so_does_every_error_line(client: Client, database_url: str) -> None:
+    made = [(await client.get("/healthz")).headers["X-Request-ID"] for _ in range(3)]
+    assert len(set(made)) == 3
+    for given, expected in (("mine-1", True), ("x" * 129, False), ("a b", False)):
+        answer = await client.get("/nothing", headers={"X-Request-ID": given})
+        assert (answer.headers["X-Request-ID"] == given) is expected
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE users RENAME TO hidden")
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonLines())
+    logging.getLogger("atomic_balance").addHandler(handler)
+    try:
+        await client.get("/api/users/1", headers={"X-Request-ID": "mine-2"})
+        await client.post("/api/balance/update", json={"userId": 1, "amount": 1}, headers={"X-Request-ID": "mine-3"})
+    finally:
+        logging.getLogger("atomic_balance").removeHandler(handler)
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert {line.get("request_id") for line in lines if line["level"] == "error"} >= {"mine-2", "mine-3"}

@@ -151,7 +151,7 @@ async def test_stopping_answers_what_was_accepted(database_url: str, tmp_path: P
                 while True:
                     async with aiohttp.request("GET", f"{service.url}/readyz") as answer:
                         if answer.status == 503:
-                            assert (await answer.json())["reason"] == "the service is stopping"
+                            assert (await answer.json())["checks"]["stopping"] == "yes"
                             break
             late = asyncio.create_task(withdraw(client, service.url))
             await asyncio.sleep(1.5)

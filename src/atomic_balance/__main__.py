@@ -107,7 +107,12 @@ def _run(work: Coroutine[object, object, None]) -> None:
 
 @contextlib.asynccontextmanager
 async def _running(settings: Settings) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(make_app(settings), access_log=None, shutdown_timeout=settings.shutdown_seconds)
+    runner = web.AppRunner(
+        make_app(settings),
+        access_log=log if settings.log_requests else None,
+        access_log_format='%a "%r" %s %b bytes in %Tf s',
+        shutdown_timeout=settings.shutdown_seconds,
+    )
     await runner.setup()
     try:
         yield runner

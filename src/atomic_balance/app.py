@@ -1,7 +1,10 @@
 """The application: its routes, its resources, and what every request goes through."""
 
 import asyncio
+import itertools
 import logging
+import re
+import secrets
 from collections.abc import AsyncIterator
 from importlib import metadata
 
@@ -14,31 +17,43 @@ from atomic_balance.authorization import require_token
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.logs import REQUEST_ID
+from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, UnreachableError, connect, connection_pool
 
 log = logging.getLogger("atomic_balance")
 
+REQUEST_ID_HEADER = "X-Request-ID"
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
 
 def make_app(settings: Settings) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts."""
-    middlewares: list[Middleware] = [answer_errors]
+    middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
         middlewares.append(require_token(settings.api_tokens))
     app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
-    app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
+    version = metadata.version("atomic-balance")
+    app[handlers.OPENAPI] = json.encode(document(version))
+    metrics = app[handlers.METRICS] = Metrics(version)
 
     async def store(app: web.Application) -> AsyncIterator[None]:
         async with connection_pool(settings) as pool:
             app[handlers.STORE] = Store(pool, settings)
+            metrics.gauges["pool_connections"] = ("Connections of the pool for reads", pool.get_size)
+            metrics.gauges["pool_idle_connections"] = ("Those of them that are not in use", pool.get_idle_size)
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        async with GroupCommit(lambda: connect(settings), limits(settings)).running() as committer:
+        async with GroupCommit(lambda: connect(settings), limits(settings), metrics).running() as committer:
             app[handlers.GROUP_COMMIT] = committer
             yield
 
@@ -60,17 +75,23 @@ def limits(settings: Settings) -> Limits:
 
 
 @web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn whatever a handler raised into an answer of the table in errors.py; the cause goes to the log alone."""
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
+    request_id = request.headers.get(REQUEST_ID_HEADER, "")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = f"{_PROCESS}-{next(_numbers):x}"
+    REQUEST_ID.set(request_id)
     try:
-        return await handler(request)
+        response = await handler(request)
     except ApiError as error:
-        return error_response(request, error.code, error.text)
+        response = error_response(request, error.code, error.text)
     except web.HTTPException as error:
-        return of_http_exception(request, error)
+        response = of_http_exception(request, error)
     except UnreachableError as error:
         log.warning("%s %s: the database can't be reached: %r", request.method, request.path, error.__cause__)
-        return error_response(request, "unavailable")
+        response = error_response(request, "unavailable")
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return error_response(request, "internal_error")
+        response = error_response(request, "internal_error")
+    response.headers[REQUEST_ID_HEADER] = request_id
+    return response

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 from atomic_balance.errors import ApiError
 
 OPEN_PATHS = ("/healthz", "/readyz")
-PAGES = ("/docs",)
+PAGES = ("/", "/docs")
 """Pages hold no data; without a token they are answered all the same, as 401, so that they can ask for one."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from atomic_balance import handlers
+from atomic_balance import handlers, live
 from atomic_balance.messages import (
     Account,
     AccountOpening,
@@ -19,6 +19,7 @@ from atomic_balance.messages import (
     Health,
     JournalPage,
     PageQuery,
+    Readiness,
     UpdatedBalance,
     UpdateResults,
 )
@@ -68,6 +69,7 @@ _ENTRY = {
     "idempotencyKey": "4711-1",
     "createdAt": "2026-01-31T12:00:00.000000Z",
 }
+_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "schema": "ok"}
 
 ENDPOINTS = (
     Endpoint(
@@ -197,11 +199,21 @@ ENDPOINTS = (
         handlers.readyz,
         "Whether the service can serve",
         {
-            200: Reply(Health, "It can", {"status": "ok"}),
+            200: Reply(Readiness, "It can", {"status": "ok", "checks": _CHECKS}),
             503: Reply(
-                Health, "It can't, and why", {"status": "unavailable", "reason": "the database does not answer"}
+                Readiness,
+                "It can't, and why",
+                {"status": "unavailable", "checks": {**_CHECKS, "database": "does not answer", "schema": "not known"}},
             ),
         },
+    ),
+    Endpoint(
+        "GET",
+        "/metrics",
+        handlers.metrics,
+        "What is counted and measured, for Prometheus",
+        {200: Reply(None, "The metrics", content_type="text/plain")},
+        errors=("unauthorized",),
     ),
     Endpoint(
         "GET",
@@ -220,5 +232,23 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
         },
+    ),
+    Endpoint(
+        "GET",
+        "/",
+        live.page,
+        "The live page",
+        {
+            200: Reply(None, "The page", content_type="text/html"),
+            401: Reply(None, "The page, which asks those for a token who sent none", content_type="text/html"),
+        },
+    ),
+    Endpoint(
+        "GET",
+        "/live/events",
+        live.events,
+        "What happened in each second, as server-sent events",
+        {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
+        errors=("unauthorized",),
     ),
 )

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from msgspec import Struct, structs
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
+from atomic_balance.metrics import Metrics
 from atomic_balance.planning import refusal
 from atomic_balance.store import Answers, Judged, Recorded, Refusing, Session, State, StatementError, UnreachableError
 from atomic_balance.waiting import Batch, Waiting, WaitingAccount
@@ -45,9 +46,11 @@ class Limits(Struct, frozen=True):
 class GroupCommit:
     """Takes changes and gives their outcomes; to be entered as `async with GroupCommit(...).running()`."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Session]], limits: Limits) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Session]], limits: Limits, metrics: Metrics) -> None:
         self._connect = connect
         self._limits = limits
+        self._metrics = metrics
+        metrics.gauges["waiting_changes"] = ("Changes that wait for their answer", lambda: self._waiting_count)
         self._accounts: dict[int, WaitingAccount] = {}
         self._keyed: dict[tuple[int, str], Waiting] = {}
         # Accounts that no lane has, in the order in which they are to be taken.
@@ -63,18 +66,18 @@ class GroupCommit:
     def submit(self, change: Change) -> asyncio.Future[Outcome]:
         """Accept a change; the future gives its outcome, by the deadline, and is never an exception."""
         future: asyncio.Future[Outcome] = self._loop.create_future()
+        account = self._accounts.get(change.user_id)
+        if self.full or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account):
+            self._tell(future, Undecided.NOT_APPLIED)
+            return future
         key = change.idempotency_key
-        if key is not None and (first := self._keyed.get((change.user_id, key))):
+        first = self._keyed.get((change.user_id, key)) if key is not None else None
+        if first is not None:
             if is_same(first.change, change):
                 first.twins.append(future)
+                self._waiting_count += 1
             else:
-                future.set_result(Undecided.KEY_REUSED)
-            return future
-        account = self._accounts.get(change.user_id)
-        if self._waiting_count >= self._limits.waiting_changes or (
-            account is not None and len(account.changes) >= self._limits.waiting_changes_per_account
-        ):
-            future.set_result(Undecided.NOT_APPLIED)
+                self._tell(future, Undecided.KEY_REUSED)
             return future
         if account is None:
             account = self._accounts[change.user_id] = WaitingAccount(change.user_id)
@@ -88,6 +91,11 @@ class GroupCommit:
         if key is not None:
             self._keyed[change.user_id, key] = waiting
         return future
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for a further change."""
+        return self._waiting_count >= self._limits.waiting_changes
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["GroupCommit"]:
@@ -157,6 +165,7 @@ class GroupCommit:
     async def _attempt(self, session: Session, batch: Batch) -> bool:
         """Send a batch and settle it; gives whether the session may be used again."""
         in_flight = batch.changes()
+        began = self._loop.time()
         for account, _ in batch.parts:
             account.suspect = False
         try:
@@ -168,6 +177,8 @@ class GroupCommit:
                 [waiting.repeatable for waiting in in_flight],
             )
             _landed(in_flight)
+            self._metrics.statement_changes.observe(len(in_flight))
+            self._metrics.statement_seconds.observe(self._loop.time() - began)
             refused = self._settle(batch, in_flight, answers)
             if refused:
                 in_flight = [waiting for waiting, _ in refused]
@@ -179,6 +190,7 @@ class GroupCommit:
                     if (waiting.change.user_id, waiting.key) in bound:
                         self._answer(waiting, Refused(refusing.refusal))
         except StatementError as error:
+            self._metrics.statement_failures[error.state.name.lower()] += 1
             level = logging.DEBUG if error.state in (State.KEY_TAKEN, State.CONTENDED) else logging.WARNING
             log.log(level, "a statement with %d changes: %s, %r", len(in_flight), error, error.__cause__)
             self._failed(in_flight, error.state)
@@ -260,14 +272,19 @@ class GroupCommit:
     def _answer(self, waiting: Waiting, outcome: Outcome) -> None:
         if waiting.future.done():
             return
-        waiting.future.set_result(outcome)
-        self._waiting_count -= 1
+        self._tell(waiting.future, outcome)
+        self._waiting_count -= 1 + len(waiting.twins)
+        accepted = waiting.deadline - self._limits.deadline_seconds
+        self._metrics.change_seconds.observe(self._loop.time() - accepted)
         if waiting.change.idempotency_key is not None:
             del self._keyed[waiting.change.user_id, waiting.key]
             for twin in waiting.twins:
-                if not twin.done():
-                    replay = structs.replace(outcome, replayed=True) if isinstance(outcome, Struct) else outcome
-                    twin.set_result(replay)
+                self._tell(twin, outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True))
+
+    def _tell(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        if not future.done():  # one whose caller was cancelled is
+            future.set_result(outcome)
+        self._metrics.count(outcome)
 
     def _tidy(self, account: WaitingAccount) -> None:
         """Answer what is out of time, let go of what is answered, and put the account where it belongs now.

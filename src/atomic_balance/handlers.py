@@ -1,6 +1,7 @@
 """From a request to its answer: parse, submit or ask the store, answer."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -8,8 +9,9 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from atomic_balance.changes import Applied, Change, Outcome, Refused
+from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
 from atomic_balance.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.expectations import expected, explain
 from atomic_balance.group_commit import GroupCommit
@@ -26,16 +28,21 @@ from atomic_balance.messages import (
     JournalEntry,
     JournalPage,
     PageQuery,
+    Readiness,
     UpdatedBalance,
     UpdateResult,
     UpdateResults,
 )
+from atomic_balance.metrics import Metrics
 from atomic_balance.store import Account as StoredAccount
 from atomic_balance.store import Store, UnreachableError
+
+log = logging.getLogger("atomic_balance")
 
 BODY_SECONDS = web.AppKey("body_seconds", float)
 DRAINING = web.AppKey("draining", asyncio.Event)
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
+METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 STORE = web.AppKey("store", Store)
 
@@ -43,7 +50,9 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
 PAGE_HEADERS = {
     hdrs.CONTENT_TYPE: "text/html; charset=utf-8",
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -69,6 +78,8 @@ async def update_balance(request: web.Request) -> web.Response:
     elif isinstance(outcome, Refused):
         response = error_response(request, outcome.reason)
     else:
+        if outcome in (Undecided.FAILED, Undecided.UNKNOWN):
+            log.error("a change of user %d: %s", update.user_id, outcome)
         return error_response(request, outcome)
     if outcome.replayed:
         response.headers.update(REPLAYED)
@@ -165,16 +176,28 @@ async def healthz(_: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: the database answers, its schema is current, and the service is not about to stop."""
-    if request.app[DRAINING].is_set():
-        return _answer(Health("unavailable", "the service is stopping"), status=503)
+    """GET /readyz: not about to stop, room for changes, the database answers, its schema is current."""
+    checks = {
+        "stopping": "yes" if request.app[DRAINING].is_set() else "ok",
+        "overload": "no place for a change to wait" if request.app[GROUP_COMMIT].full else "ok",
+        "database": "ok",
+        "schema": "ok",
+    }
     try:
         missing = await request.app[STORE].missing_migrations()
     except UnreachableError:
-        return _answer(Health("unavailable", "the database does not answer"), status=503)
-    if missing:
-        return _answer(Health("unavailable", f"the schema is behind: {', '.join(missing)}"), status=503)
-    return _answer(Health("ok"))
+        checks["database"] = "does not answer"
+        checks["schema"] = "not known"
+    else:
+        if missing:
+            checks["schema"] = f"behind, without {', '.join(missing)}"
+    ready = set(checks.values()) == {"ok"}
+    return _answer(Readiness("ok" if ready else "unavailable", checks), status=200 if ready else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: what was counted and measured."""
+    return web.Response(body=request.app[METRICS].text(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_PLAIN_0_0_4})
 
 
 async def openapi(request: web.Request) -> web.Response:

@@ -1,19 +1,53 @@
-"""Where log lines go and what they look like."""
+"""Where log lines go and what they look like: readable on a terminal, JSON elsewhere."""
 
 import logging
 import sys
 import time
+from contextvars import ContextVar
+
+from msgspec import json
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the request that is being handled, on every line that is written meanwhile."""
 
 _SPARING_SECONDS = 1.0
 
 
 def set_up_logs(level: str) -> None:
     """Send log lines to standard error, from `level` ("debug", "info", ...) on."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ReadableLines() if sys.stderr.isatty() else JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("yoyo").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").addFilter(Sparing())
+
+
+class ReadableLines(logging.Formatter):
+    """Time, level, message, and the request's id if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, without a traceback."""
+        request_id = REQUEST_ID.get()
+        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, message, request_id, traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; members without a value are left out."""
+        milliseconds = f"{record.msecs:03.0f}"
+        line = {
+            "time": time.strftime(f"%Y-%m-%dT%H:%M:%S.{milliseconds}Z", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            "request_id": REQUEST_ID.get(),
+            "traceback": self.formatException(record.exc_info) if record.exc_info else None,
+        }
+        return json.encode({name: value for name, value in line.items() if value is not None}).decode()
 
 
 class Sparing(logging.Filter):

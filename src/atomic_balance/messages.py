@@ -181,11 +181,17 @@ class BoundOutcome(Answer, frozen=True):
     error: str | UnsetType = UNSET
 
 
-class Health(Answer, frozen=True, omit_defaults=True):
-    """Whether the service lives, or is ready to serve; `reason` says why it is not."""
+class Health(Answer, frozen=True):
+    """Whether the process lives."""
 
     status: str
-    reason: str | None = None
+
+
+class Readiness(Answer, frozen=True):
+    """Whether the service can serve, and what each check says: `ok`, or what is wrong."""
+
+    status: str
+    checks: dict[str, str]
 
 
 class Error(Answer, frozen=True):

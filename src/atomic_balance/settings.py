@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="one of debug, info, warning, error")
     ] = "info"
+    log_requests: Annotated[bool, Meta(description="true or false")] = False
 
     database_url: (
         Annotated[

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs the programs that tests and the benchmark need beyond Python, where that is allowed: as root on Debian.
+# Elsewhere it does nothing; what needs a missing program is then skipped, with its reason.
+set -euo pipefail
+
+missing=()
+need() { command -v "$1" > /dev/null || missing+=("$2"); } # need PROGRAM PACKAGE
+need chromium chromium
+need promtool prometheus
+need wrk wrk
+
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "Installing ${missing[*]} ..."
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq update > /dev/null
+    apt-get -qq install -y --no-install-recommends "${missing[@]}" > /dev/null
+fi

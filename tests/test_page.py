@@ -1,0 +1,115 @@
+"""The live page, in a real browser."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.processes import Service, running_service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Chromium's own background traffic would look like the page's.
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+]
+SIZES = {"desktop": (1200, 1000), "phone": (360, 740)}
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true", reason="Chromium is not installed (apt-get install chromium)"
+)
+
+
+@pytest.fixture
+async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
+    async with running_service({"DATABASE_URL": database_url}, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        running = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        await running.close()
+
+
+async def visited(browser: Browser, url: str, size: tuple[int, int]) -> tuple[Page, list[str]]:
+    """The page, and what was wrong with it so far: console errors, and requests to another host."""
+    page = await browser.new_page(viewport={"width": size[0], "height": size[1]})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith((url, "data:")) else wrong.append(asked.url))
+    await page.goto(url + "/")
+    await expect(page.locator("#state")).to_have_text("live")
+    return page, wrong
+
+
+async def deposit(service: Service, count: int) -> None:
+    async with aiohttp.ClientSession() as client:
+        await client.put(f"{service.url}/api/users/1", json={"balance": 10})
+        for _ in range(count):
+            async with client.post(f"{service.url}/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
+                assert answer.status == 200
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service, size: tuple[int, int]) -> None:
+    page, wrong = await visited(browser, service.url, size)
+    assert wrong == []
+    await page.get_by_role("button", name="Run the race").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#verdict")).to_contain_text("5,000 / 5,000 / 0 - exactly right", timeout=90_000)
+    assert await page.locator("#race-progress").get_attribute("value") == "10000"
+    await expect(page.locator("#changes tr")).to_have_count(201)
+    assert len(await page.locator("#race-plot path").last.get_attribute("d") or "") > 1_000
+    overflow = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow == 0
+    assert {text for text in wrong if "status of 400" not in text} == set()  # a browser notes each refusal
+
+
+async def test_the_plots_move_under_load(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["desktop"])
+    applied = page.locator("#plots section").first.locator("b").first
+    await expect(applied).to_have_text("0", timeout=5_000)
+    load = asyncio.create_task(deposit(service, 1_000))
+    await expect(applied).not_to_have_text("0", timeout=5_000)
+    await load
+    for plot in await page.locator("#plots svg").all():
+        assert "L" in (await plot.locator("path").nth(1).get_attribute("d") or "")
+    assert wrong == []
+
+
+async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, service: Service) -> None:
+    await deposit(service, 3)
+    page, wrong = await visited(browser, service.url, SIZES["desktop"])
+    await page.get_by_label("user id").fill("1")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("#balance")).to_have_text("13, version 3")
+    rows = await page.locator("#changes tr").all_inner_texts()
+    assert [row.split() for row in rows[1:]] == [["3", "1", "13"], ["2", "1", "12"], ["1", "1", "11"]]
+    assert wrong == []
+    await page.get_by_label("user id").fill("2")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("#balance")).to_have_text("User not found")
+
+
+async def test_with_a_token_set_the_page_asks_for_it(browser: Browser, database_url: str, tmp_path: Path) -> None:
+    async with running_service({"DATABASE_URL": database_url, "API_TOKEN": "sesame"}, tmp_path) as service:
+        page = await browser.new_page()
+        asked: list[str] = []
+
+        async def answer(dialog: object) -> None:
+            asked.append(dialog.message)  # type: ignore[attr-defined]
+            await dialog.accept("sesame")  # type: ignore[attr-defined]
+
+        page.on("dialog", answer)
+        await page.goto(service.url + "/")
+        await expect(page.locator("#state")).to_have_text("live")
+        assert asked == ["This service wants a token:"]

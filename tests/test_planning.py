@@ -1,0 +1,88 @@
+"""What a balance covers: against a model that applies changes one by one."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atomic_balance.changes import BALANCE_LIMIT, Change, Refusal
+from atomic_balance.planning import covered_prefix, refusal
+from atomic_balance.waiting import Waiting, WaitingAccount
+
+amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
+balances = st.one_of(st.integers(-30, 30), st.just(BALANCE_LIMIT - 5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_loop_for_futures() -> Iterator[None]:
+    """Futures want a loop, though none of them is waited for here."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def applied_one_by_one(changes: list[int], balance: int, minimum: int) -> list[bool]:
+    """Which changes are applied if each is decided on the balance that the ones before left."""
+    outcomes = []
+    for amount in changes:
+        covered = minimum <= balance + amount <= BALANCE_LIMIT
+        balance += amount if covered else 0
+        outcomes.append(covered)
+    return outcomes
+
+
+@given(st.lists(amounts), balances, st.integers(-30, 0))
+def test_the_prefix_is_what_would_be_applied_before_the_first_refusal(
+    changes: list[int], balance: int, minimum: int
+) -> None:
+    minimum = min(minimum, balance)
+    outcomes = applied_one_by_one(changes, balance, minimum)
+    first_refused = outcomes.index(False) if False in outcomes else len(outcomes)
+    assert covered_prefix(changes, balance, minimum) == first_refused
+
+
+@given(amounts, balances, st.integers(-30, 0))
+def test_a_change_is_refused_exactly_where_the_balance_cannot_cover_it(amount: int, balance: int, minimum: int) -> None:
+    minimum = min(minimum, balance)
+    reason = refusal(amount, balance, minimum)
+    assert (reason is None) == applied_one_by_one([amount], balance, minimum)[0]
+    if reason is Refusal.INSUFFICIENT_FUNDS:
+        assert balance + amount < minimum
+    elif reason is Refusal.BALANCE_LIMIT_EXCEEDED:
+        assert balance + amount > BALANCE_LIMIT
+
+
+@given(
+    st.lists(st.tuples(amounts, st.booleans()), min_size=1, max_size=30),
+    st.none() | balances,
+    st.integers(-30, 0),
+    st.integers(1, 40),
+)
+def test_a_portion_is_a_prefix_of_what_has_no_answer(
+    changes: list[tuple[int, bool]], balance: int | None, minimum: int, room: int
+) -> None:
+    """Never jumping over a held change: as much as the balance covers or, if that is nothing, all there is room for."""
+    account = WaitingAccount(1)
+    account.balance, account.minimum_balance = balance, minimum
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    for number, (amount, answered) in enumerate(changes):
+        waiting = Waiting(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
+        account.changes.append(waiting)
+        if answered:
+            waiting.future.cancel()
+    live = [waiting for waiting in account.changes if not waiting.future.done()][:room]
+    if not live:
+        return
+    portion = account.portion(room)
+    assert portion == live[: len(portion)]
+    if balance is None:
+        assert portion == live
+    else:
+        covered = covered_prefix([waiting.change.amount for waiting in live], balance, minimum)
+        assert len(portion) == (covered or len(live))
+    live[0].alone = True
+    assert account.portion(room) == live[:1]
