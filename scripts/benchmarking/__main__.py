@@ -45,6 +45,8 @@ def main() -> None:
         results = _measure(arguments)
     except (BenchmarkError, EmbeddedPostgresError) as error:
         sys.exit(f"benchmark: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_report(results, arguments.output)
     write_chart(results, arguments.output)

@@ -57,7 +57,8 @@ class Entrant(NamedTuple):
         after = [cpu_seconds(pid) if pid else None for pid in self.pids]
         if counted.failures or set(counted.statuses) != {self.load.status}:
             raise BenchmarkError(
-                f"{self.contender}, {self.load.title}: expected {self.load.status} alone, got {counted}"
+                f"{self.contender}, {self.load.title}, {connections} connections: expected answers with "
+                f"{self.load.status} and no other, got {counted}"
             )
         if self.journal_url:
             check_journal(journal_rows(self.journal_url) - rows, counted, self.load, connections)

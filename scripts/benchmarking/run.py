@@ -9,6 +9,7 @@ from benchmarking.loads import LOADS, Load
 from benchmarking.progress import Progress
 from benchmarking.results import Measurement
 
+_WARM_UP_CONNECTIONS = 16
 _WARM_UP_SECONDS = 1
 
 
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
                 }
                 for name, entrant in entrants.items():
                     progress.step(f"{load.title}: warm-up of {name}")
-                    entrant.measure(min(load.contenders), _WARM_UP_SECONDS, 0)
+                    entrant.generate(_WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
                 for round_number in range(1, self.rounds + 1):
                     for connections in load.contenders:
                         for name in _rotated(self._who_meet(load, connections), round_number):
