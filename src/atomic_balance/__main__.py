@@ -43,16 +43,20 @@ class StartError(Exception):
 def main() -> None:
     """Run one command; exits 0, 1 if it failed, 2 for a wrong setting or argument."""
     parser = argparse.ArgumentParser(
-        prog="atomic-balance", description="A balance per user in PostgreSQL that is never wrong, at any concurrency."
+        prog="atomic-balance",
+        description="A balance per user in PostgreSQL that is never wrong, at any concurrency.",
+        epilog="Settings come from the environment and from .env; .env.example lists them all. Without DATABASE_URL "
+        "the database is an embedded PostgreSQL, its data in DATA_DIR. Exit status: 0 done; 1 failed, or verify found "
+        "a difference; 2 a wrong setting or argument.",
     )
     parser.add_argument("--version", action="version", version=f"atomic-balance {_VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
     commands.add_parser("serve", help="serve the API (the default)")
     commands.add_parser("migrate", help="bring the database's schema up to date")
     commands.add_parser("verify", help="recompute every balance from the journal")
     opening = commands.add_parser("open", help="open an account, unless there is one")
-    opening.add_argument("user_id", type=_argument(UserId))
-    opening.add_argument("balance", type=_argument(Balance))
+    opening.add_argument("user_id", type=_argument(UserId), help="a number from 1 on")
+    opening.add_argument("balance", type=_argument(Balance), help="in minor units")
     arguments = parser.parse_args()
     try:
         settings = read_settings()
