@@ -54,7 +54,8 @@ async def test_a_blocked_account_leaves_the_others_their_throughput(database_url
     ):
         with psycopg.connect(database_url, autocommit=True) as connection:
             connection.execute(
-                "INSERT INTO users (id, balance, opening_balance) SELECT id, 10000, 10000 FROM generate_series(1, 200) id"
+                "INSERT INTO users (id, balance, opening_balance)"
+                " SELECT id, 10000, 10000 FROM generate_series(1, 200) AS id"
             )
             connection.execute("ANALYZE users")
 
