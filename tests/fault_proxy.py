@@ -23,6 +23,7 @@ class _Way:
         self.writer = writer
         self.fate = _Fate.PASS
         self.held = bytearray()
+        self.bytes_read = 0
 
     def put(self, data: bytes) -> None:
         if self.fate is _Fate.HOLD:
@@ -35,37 +36,50 @@ class Link:
     """One connection through the proxy. Every method takes effect at once, on what has not been passed on yet."""
 
     def __init__(self, requests: _Way, answers: _Way) -> None:
-        self._requests = requests
-        self._answers = answers
+        self.requests = requests
+        self.answers = answers
+        self.cut_due = False
+
+    @property
+    def bytes_answered(self) -> int:
+        """How much has come from the server, passed on or not."""
+        return self.answers.bytes_read
 
     def cut(self) -> None:
         """Break the connection, on both sides."""
-        for way in (self._requests, self._answers):
+        for way in (self.requests, self.answers):
             way.fate = _Fate.SWALLOW
             way.writer.transport.abort()
 
     def swallow(self) -> None:
         """Half-open: both sides believe that they are connected, and nothing arrives any more."""
-        self._requests.fate = self._answers.fate = _Fate.SWALLOW
+        self.requests.fate = self.answers.fate = _Fate.SWALLOW
 
     def swallow_requests(self) -> None:
         """Let nothing more through to the server."""
-        self._requests.fate = _Fate.SWALLOW
+        self.requests.fate = _Fate.SWALLOW
 
     def swallow_answers(self) -> None:
         """Let requests through to the server, and nothing back."""
-        self._answers.fate = _Fate.SWALLOW
+        self.answers.fate = _Fate.SWALLOW
 
     def hold(self) -> None:
-        """Keep requests back until `release`; the client hears nothing more, and the server not that it has gone."""
-        self._requests.fate = _Fate.HOLD
-        self._answers.fate = _Fate.SWALLOW
+        """Keep requests back until `release`, and from the server that the client has gone, if it does."""
+        self.requests.fate = _Fate.HOLD
+
+    def cut_at_answer(self) -> None:
+        """Let requests through, and break the connection in place of the next answer."""
+        self.cut_due = True
+
+    def garble(self) -> None:
+        """Say something to the client that no server of its protocol says: "x", without content."""
+        self.answers.put(b"x\0\0\0\4")
 
     def release(self) -> None:
         """Deliver to the server, late, what was held."""
-        self._requests.fate = _Fate.PASS
-        self._requests.put(bytes(self._requests.held))
-        self._requests.held.clear()
+        self.requests.fate = _Fate.PASS
+        self.requests.put(bytes(self.requests.held))
+        self.requests.held.clear()
 
 
 class FaultProxy:
@@ -112,56 +126,53 @@ class FaultProxy:
         self._strikes.append((words, fault, struck))
         return struck
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        try:
-            await self._serve(reader, writer)
-        except asyncio.CancelledError:
-            pass  # by running(); asyncio's streams would log it as a fault of theirs
-        finally:
-            self._tasks.discard(task)
-            writer.transport.abort()
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if isinstance(self._server, Path):
-                server_reader, server_writer = await asyncio.open_unix_connection(self._server)
-            else:
-                server_reader, server_writer = await asyncio.open_connection(*self._server)
-        except OSError:
-            return
-        requests = _Way(reader, server_writer)
-        answers = _Way(server_reader, writer)
-        link = Link(requests, answers)
-        self.links.append(link)
-        try:
-            if self.greet:
-                self.greet(link)
-            await asyncio.gather(self._pump(link, requests), self._pump(link, answers))
-        finally:
-            self.links.remove(link)
-            server_writer.transport.abort()
+        with contextlib.closing(writer.transport):
+            try:
+                if isinstance(self._server, Path):
+                    server_reader, server_writer = await asyncio.open_unix_connection(self._server)
+                else:
+                    server_reader, server_writer = await asyncio.open_connection(*self._server)
+            except OSError:
+                return
+            with contextlib.closing(server_writer.transport):
+                requests = _Way(reader, server_writer)
+                answers = _Way(server_reader, writer)
+                link = Link(requests, answers)
+                self.links.append(link)
+                try:
+                    if self.greet:
+                        self.greet(link)
+                    await asyncio.gather(self._pump(link, requests), self._pump(link, answers))
+                finally:
+                    self.links.remove(link)
 
     async def _pump(self, link: Link, way: _Way) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await way.reader.read(_CHUNK_BYTES):
                 if self.latency_seconds:
                     await asyncio.sleep(self.latency_seconds)
-                if way is link._requests:
-                    self._strike_if_due(link, data)
+                way.bytes_read += len(data)
+                if way is link.requests:
+                    self._strike(link, data)
+                elif link.cut_due:
+                    link.cut()
                 way.put(data)
                 if way.fate is _Fate.PASS:
                     await way.writer.drain()
         if way.fate is _Fate.PASS:
             way.writer.close()
 
-    def _strike_if_due(self, link: Link, data: bytes) -> None:
-        for strike in list(self._strikes):
-            words, fault, struck = strike
-            if words in data:
-                self._strikes.remove(strike)
-                fault(link)
-                if not struck.done():
-                    struck.set_result(link)
+    def _strike(self, link: Link, data: bytes) -> None:
+        due = [strike for strike in self._strikes if strike[0] in data]
+        for strike in due:
+            self._strikes.remove(strike)
+            _, fault, struck = strike
+            fault(link)
+            if not struck.done():
+                struck.set_result(link)

@@ -1,0 +1,29 @@
+"""The service's group commit in this process, on a real database, without HTTP."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from atomic_balance.app import make_app
+from atomic_balance.group_commit import GroupCommit
+from atomic_balance.handlers import GROUP_COMMIT
+from atomic_balance.settings import Settings
+
+_PATIENCE_SECONDS = 40
+
+
+@contextlib.asynccontextmanager
+async def committing(settings: Settings) -> AsyncIterator[GroupCommit]:
+    """Run the group commit of a service with `settings`; at the end it answers everything that it has accepted.
+
+    A test that would wait for ever ends with a TimeoutError.
+    """
+    runner = web.AppRunner(make_app(settings))
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        await runner.setup()
+        try:
+            yield runner.app[GROUP_COMMIT]
+        finally:
+            await runner.cleanup()
