@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 ./scripts/install-tools.sh
 ./scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-shellcheck scripts/*.sh scripts/soak .ci/run
+shellcheck scripts/*.sh scripts/soak scripts/benchmark .ci/run
 ruff check
 ruff format --check
 mypy

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ class Entrant(NamedTuple):
 @contextlib.contextmanager
 def entered(contender: str, load: Load, stage: Stage) -> Iterator[Entrant]:
     """Run a contender with every balance as `load` wants it; the service's database is verified at the end."""
-    name = contender.lower().replace(" ", "-")
+    name = re.sub(r"\W+", "_", contender.lower())
     if contender == loads.NO_DATABASE:
         with _handler("no-database", str(load.balance), stage) as server:
             yield Entrant(contender, load, through_http(load, server), (server.pid, None))

@@ -67,8 +67,12 @@ def polling(process: subprocess.Popen[bytes], log: Path) -> Iterator[None]:
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process and of all the children it has had, those that are gone included."""
     process = psutil.Process(pid)
-    seconds = sum(process.cpu_times()[:4])  # user and system, its own and of the children that were waited for
-    for child in process.children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            seconds += sum(child.cpu_times()[:2])
-    return seconds
+    while True:
+        times = process.cpu_times()
+        seconds = sum(times[:4])  # user and system: its own, and of the children that it has waited for
+        for child in process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seconds += sum(child.cpu_times()[:2])
+        now = process.cpu_times()
+        if (times.children_user, times.children_system) == (now.children_user, now.children_system):
+            return seconds  # no child went meanwhile, which would have been counted twice or not at all

@@ -270,8 +270,9 @@ class GroupCommit:
                 self._accounts[waiting.change.user_id].suspect = True
 
     def _answer(self, waiting: Waiting, outcome: Outcome) -> None:
-        if waiting.future.done():
+        if waiting.answered:
             return
+        waiting.answered = True
         self._tell(waiting.future, outcome)
         self._waiting_count -= 1 + len(waiting.twins)
         accepted = waiting.deadline - self._limits.deadline_seconds
@@ -309,10 +310,13 @@ class GroupCommit:
             self._suspects.pop(account.user_id, None)
 
     def _queue(self, account: WaitingAccount) -> None:
+        """Put an account where one lane will take it, and no other."""
         if account.suspect or (account.changes and account.changes[0].alone):
+            self._ready.pop(account.user_id, None)
             self._suspects[account.user_id] = account
             self._suspects_wake.set()
         else:
+            self._suspects.pop(account.user_id, None)
             self._ready[account.user_id] = account
             self._ready_wake.set()
 

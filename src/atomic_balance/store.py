@@ -169,6 +169,7 @@ class Session:
             [refused.change.reference for refused in refusals],
             [refused.balance for refused in refusals],
             [refused.refusal for refused in refusals],
+            self._lock_timeout,
         )
         return {(user_id, key) for user_id, key in rows}
 

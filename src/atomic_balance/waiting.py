@@ -16,11 +16,13 @@ class Waiting:
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
     `unknown`: an attempt at it was lost. `alone`: it is to travel alone, an attempt with others was rejected.
-    `twins`: the futures of later requests with the same key and change.
+    `answered`: decided, or given up, whether or not anybody was still there to be told. `twins`: the futures of later
+    requests with the same key and change.
     """
 
     __slots__ = (
         "alone",
+        "answered",
         "change",
         "deadline",
         "future",
@@ -38,6 +40,7 @@ class Waiting:
         self.number = number
         self.deadline = deadline
         self.future = future
+        self.answered = False
         self.repeatable = change.idempotency_key is not None
         self.in_flight = False
         self.unknown = False
@@ -63,7 +66,7 @@ class WaitingAccount:
 
     def live(self) -> Iterator[Waiting]:
         """The changes that have no answer yet."""
-        return (waiting for waiting in self.changes if not waiting.future.done())
+        return (waiting for waiting in self.changes if not waiting.answered)
 
     def arrived_before(self, number: int) -> Iterator[Waiting]:
         """The changes without an answer that arrived before the one with `number`."""
@@ -88,7 +91,7 @@ class WaitingAccount:
 
     def drop_answered(self) -> None:
         """Let go of the answered changes at the front."""
-        while self.changes and self.changes[0].future.done():
+        while self.changes and self.changes[0].answered:
             self.changes.popleft()
 
 
