@@ -31,6 +31,10 @@ from tests.committing import committing
 from tests.database import Database, until
 from tests.fault_proxy import Link
 
+TAKE_KEY = (
+    "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal)"
+    " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
+)
 INSUFFICIENT = Refused(Refusal.INSUFFICIENT_FUNDS)
 UPDATE = "/api/balance/update"
 
@@ -47,6 +51,11 @@ def debug_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Everything that the service logs."""
     caplog.set_level(logging.DEBUG, "atomic_balance")
     return caplog
+
+
+def patient(url: str) -> Settings:
+    """Let a statement wait for a row as long as a test takes."""
+    return Settings(database_url=url, lock_seconds=20, statement_seconds=20, deadline_seconds=30)
 
 
 async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
@@ -257,24 +266,21 @@ async def test_a_change_blocked_until_its_deadline_is_surely_not_applied(
 
 
 async def test_the_victim_of_a_deadlock_is_sent_again(database: Database, debug_log: pytest.LogCaptureFixture) -> None:
-    database.open({1: 10, 2: 10})
-    patient = Settings(database_url=database.url, lock_seconds=10, statement_seconds=12, deadline_seconds=15)
-    async with committing(patient) as committer:
-        with database.session("SET deadlock_timeout = '10s'") as other:
-            other.execute("UPDATE users SET balance = balance WHERE id = 2")
-            waiting = [committer.submit(Change(1, -1)), committer.submit(Change(2, -1))]
+    database.open({1: 10})
+    async with committing(patient(database.url)) as committer:
+        with database.session("SET deadlock_timeout = '10s'", TAKE_KEY) as other:
+            waiting = committer.submit(Change(1, -1, "k"))  # holds the row, and waits for the key
             await until(database.blocked)
             await asyncio.to_thread(other.execute, "UPDATE users SET balance = balance WHERE id = 1")
             await until(lambda: "DeadlockDetectedError" in debug_log.text)
-            other.commit()
-        assert await all_of(*waiting) == [Applied(9)] * 2
-    assert len(database.journal(1)) == len(database.journal(2)) == 1
+        assert await all_of(waiting) == [Applied(9)]
+    assert len(database.journal(1)) == 1
 
 
 async def test_a_serialization_failure_is_sent_again(database: Database, debug_log: pytest.LogCaptureFixture) -> None:
     database.configure("default_transaction_isolation", "repeatable read")
     database.open({1: 10})
-    async with committing(Settings(database_url=database.url, lock_seconds=10, statement_seconds=12)) as committer:
+    async with committing(patient(database.url)) as committer:
         with database.holding(1) as holder:
             waiting = committer.submit(Change(1, -1))
             await until(database.blocked)
@@ -285,7 +291,7 @@ async def test_a_serialization_failure_is_sent_again(database: Database, debug_l
 
 async def test_a_cancelled_statement_is_sent_again(database: Database, debug_log: pytest.LogCaptureFixture) -> None:
     database.open({1: 10})
-    async with committing(Settings(database_url=database.url, lock_seconds=10, statement_seconds=12)) as committer:
+    async with committing(patient(database.url)) as committer:
         with database.holding(1) as holder:
             waiting = committer.submit(Change(1, -1))
             for _ in range(3):
@@ -356,16 +362,14 @@ async def test_a_key_that_another_session_binds_meanwhile_gives_its_outcome(
     database: Database, debug_log: pytest.LogCaptureFixture, refused: bool
 ) -> None:
     database.open({1: 10})
-    patient = Settings(database_url=database.url, lock_seconds=10, statement_seconds=12, deadline_seconds=15)
     binding = (
-        "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal)"
-        " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
+        TAKE_KEY
         if refused
         else "WITH applied AS (UPDATE users SET balance = balance - 1, version = version + 1 WHERE id = 1 RETURNING *)"
         " INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version)"
         " SELECT id, 'k', -1, balance, version FROM applied"
     )
-    async with committing(patient) as committer:
+    async with committing(patient(database.url)) as committer:
         with database.session(binding) as other:
             waiting = [committer.submit(Change(1, -1, "k")), committer.submit(Change(1, -3, "free"))]
             await until(database.blocked)
@@ -380,12 +384,8 @@ async def test_a_key_that_another_session_binds_meanwhile_gives_its_outcome(
 
 async def test_a_key_that_another_session_lets_go_of_is_applied(database: Database) -> None:
     database.open({1: 10})
-    patient = Settings(database_url=database.url, lock_seconds=10, statement_seconds=12, deadline_seconds=15)
-    async with committing(patient) as committer:
-        with database.session(
-            "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal)"
-            " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
-        ) as other:
+    async with committing(patient(database.url)) as committer:
+        with database.session(TAKE_KEY) as other:
             waiting = committer.submit(Change(1, -1, "k"))
             await until(database.blocked)
             other.rollback()
@@ -395,10 +395,7 @@ async def test_a_key_that_another_session_lets_go_of_is_applied(database: Databa
 async def test_a_key_that_stays_in_doubt_until_the_deadline_is_surely_not_applied(database: Database) -> None:
     database.open({1: 10, 2: 10})
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
-        with database.session(
-            "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal)"
-            " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
-        ):
+        with database.session(TAKE_KEY):
             doubtful = committer.submit(Change(1, -1, "k"))
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
@@ -409,10 +406,7 @@ async def test_a_key_that_stays_in_doubt_until_the_deadline_is_surely_not_applie
 async def test_a_refusal_whose_key_is_in_doubt_delays_its_own_account_alone(database: Database) -> None:
     database.open({1: 0, 2: 10})
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
-        with database.session(
-            "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal)"
-            " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
-        ):
+        with database.session(TAKE_KEY):
             doubtful = committer.submit(Change(1, -1, "k"))
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
