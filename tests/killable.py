@@ -34,22 +34,23 @@ class KillableServer:
 
     async def kill_backend(self) -> None:
         """Kill one backend of the service; the server ends all the others, recovers, and goes on."""
-        with psycopg.connect(self.url) as connection:
-            rows = connection.execute(
+        async with await self.connection() as connection:
+            cursor = await connection.execute(
                 "SELECT pid FROM pg_stat_activity WHERE application_name = 'atomic-balance' ORDER BY random() LIMIT 1"
-            ).fetchall()
+            )
+            rows = await cursor.fetchall()
         for (pid,) in rows:
             os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while not await asyncio.to_thread(self._answers):  # noqa: ASYNC110 - it is asked of a server
-                await asyncio.sleep(0.02)
+        await (await self.connection()).close()
 
-    def _answers(self) -> bool:
-        try:
-            psycopg.connect(self.url).close()
-        except psycopg.Error:
-            return False
-        return True
+    async def connection(self) -> psycopg.AsyncConnection:
+        """A connection, once the server gives one: it may just be recovering."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    return await psycopg.AsyncConnection.connect(self.url)
+                except psycopg.OperationalError:
+                    await asyncio.sleep(0.02)
 
     def stop(self) -> None:
         """Stop it for good."""

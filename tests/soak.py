@@ -232,7 +232,7 @@ class Faults:
 
     async def row_blocked(self) -> None:
         user_id = self._chance.choice((HOT_USER, 2, 3))
-        connection = await psycopg.AsyncConnection.connect(self._server.url)
+        connection = await self._server.connection()
         await connection.execute("UPDATE users SET balance = balance WHERE id = %s", (user_id,))
         await asyncio.sleep(self._chance.choice((0.5, 4)))
         await connection.close()

@@ -122,17 +122,21 @@ async def test_the_first_answer_after_a_lost_one_is_not_marked_as_replayed(
         assert [status for status, _ in answers] == [200, 200, 400, 400]
 
 
+def impatient(url: str) -> Settings:
+    """Have no time for a second try."""
+    return Settings(database_url=url, statement_seconds=2, deadline_seconds=3.9)
+
+
 async def test_an_idle_connection_that_went_dead_unnoticed_costs_one_statements_time(database: Database) -> None:
-    """It is not asked again, nor asked to close: there is no time for a second try."""
+    """It is not asked again, nor asked to close."""
     database.open({1: 10})
-    async with database.proxied() as (proxy, url):
-        async with committing(Settings(database_url=url, statement_seconds=2, deadline_seconds=3.9)) as committer:
-            assert await committer.submit(Change(1, -1)) == Applied(9)
-            for link in proxy.links:
-                link.swallow()
-            assert await committer.submit(Change(1, -1)) == Applied(8)
-            proxy.cut()
-            assert await committer.submit(Change(1, -1)) == Applied(7)
+    async with database.proxied() as (proxy, url), committing(impatient(url)) as committer:
+        assert await committer.submit(Change(1, -1)) == Applied(9)
+        for link in proxy.links:
+            link.swallow()
+        assert await committer.submit(Change(1, -1)) == Applied(8)
+        proxy.cut()
+        assert await committer.submit(Change(1, -1)) == Applied(7)
     assert len(database.journal(1)) == 3
 
 

@@ -30,7 +30,7 @@ async def test_metrics_count_what_was_answered(client: Client) -> None:
     for amount in (1, 1, 2):
         await client.post(UPDATE, json={"userId": 1, "amount": amount}, headers={"Idempotency-Key": "k"})
     after = await samples(client)
-    assert {name: value for name, value in after.items() if name.startswith("changes_total")} == {
+    assert {name: value for name, value in after.items() if name.startswith("changes_total") and value} == {
         "changes_total applied": 4,
         "changes_total balance_limit_exceeded": 1,
         "changes_total idempotency_key_reused": 1,

@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
 
 from aiohttp import web
@@ -18,7 +18,7 @@ from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
 from atomic_balance.logs import REQUEST_ID
-from atomic_balance.metrics import Metrics
+from atomic_balance.metrics import Metrics, shared_numbers
 from atomic_balance.openapi import document
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, UnreachableError, connect, connection_pool
@@ -28,12 +28,14 @@ log = logging.getLogger("atomic_balance")
 REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_PROCESS = secrets.token_hex(4)
-_numbers = itertools.count(1)
+_REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
 
 
-def make_app(settings: Settings) -> web.Application:
-    """The application for `settings`, which must have a `database_url`. The database may be away when it starts."""
+def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Application:
+    """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
+
+    `metrics`: where it counts; None: by itself.
+    """
     middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
         middlewares.append(require_token(settings.api_tokens))
@@ -41,19 +43,24 @@ def make_app(settings: Settings) -> web.Application:
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
-    version = metadata.version("atomic-balance")
-    app[handlers.OPENAPI] = json.encode(document(version))
-    metrics = app[handlers.METRICS] = Metrics(version)
+    app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
+    if metrics is None:
+        (numbers,) = shared_numbers(1)
+        metrics = Metrics(numbers, [numbers])
+    app[handlers.METRICS] = metrics
+    of_process = secrets.token_hex(4)
+    app[_REQUEST_IDS] = (f"{of_process}-{number:x}" for number in itertools.count(1))
 
     async def store(app: web.Application) -> AsyncIterator[None]:
         async with connection_pool(settings) as pool:
             app[handlers.STORE] = Store(pool, settings)
-            metrics.gauges["pool_connections"] = ("Connections of the pool for reads", pool.get_size)
-            metrics.gauges["pool_idle_connections"] = ("Those of them that are not in use", pool.get_idle_size)
+            metrics.gauges["pool_connections"] = pool.get_size
+            metrics.gauges["pool_idle_connections"] = pool.get_idle_size
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        async with GroupCommit(lambda: connect(settings), limits(settings), metrics).running() as committer:
+        async with GroupCommit(lambda: connect(settings), limits(settings), metrics.own).running() as committer:
+            metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
             app[handlers.GROUP_COMMIT] = committer
             yield
 
@@ -77,9 +84,10 @@ def limits(settings: Settings) -> Limits:
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
+    request_ids = request.app[_REQUEST_IDS]
     request_id = request.headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
-        request_id = f"{_PROCESS}-{next(_numbers):x}"
+        request_id = next(request_ids)
     REQUEST_ID.set(request_id)
     try:
         response = await handler(request)

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from msgspec import Struct, structs
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
-from atomic_balance.metrics import Metrics
+from atomic_balance.metrics import Numbers
 from atomic_balance.planning import refusal
 from atomic_balance.store import Answers, Judged, Recorded, Refusing, Session, State, StatementError, UnreachableError
 from atomic_balance.waiting import Batch, Waiting, WaitingAccount
@@ -46,11 +46,10 @@ class Limits(Struct, frozen=True):
 class GroupCommit:
     """Takes changes and gives their outcomes; to be entered as `async with GroupCommit(...).running()`."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Session]], limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Session]], limits: Limits, numbers: Numbers) -> None:
         self._connect = connect
         self._limits = limits
-        self._metrics = metrics
-        metrics.gauges["waiting_changes"] = ("Changes that wait for their answer", lambda: self._waiting_count)
+        self._numbers = numbers
         self._accounts: dict[int, WaitingAccount] = {}
         self._keyed: dict[tuple[int, str], Waiting] = {}
         # Accounts that no lane has, in the order in which they are to be taken.
@@ -91,6 +90,11 @@ class GroupCommit:
         if key is not None:
             self._keyed[change.user_id, key] = waiting
         return future
+
+    @property
+    def waiting_count(self) -> int:
+        """How many changes wait for their answer."""
+        return self._waiting_count
 
     @property
     def full(self) -> bool:
@@ -177,8 +181,8 @@ class GroupCommit:
                 [waiting.repeatable for waiting in in_flight],
             )
             _landed(in_flight)
-            self._metrics.statement_changes.observe(len(in_flight))
-            self._metrics.statement_seconds.observe(self._loop.time() - began)
+            self._numbers.statement_changes.observe(len(in_flight))
+            self._numbers.statement_seconds.observe(self._loop.time() - began)
             refused = self._settle(batch, in_flight, answers)
             if refused:
                 in_flight = [waiting for waiting, _ in refused]
@@ -190,7 +194,7 @@ class GroupCommit:
                     if (waiting.change.user_id, waiting.key) in bound:
                         self._answer(waiting, Refused(refusing.refusal))
         except StatementError as error:
-            self._metrics.statement_failures[error.state.name.lower()] += 1
+            self._numbers.count_failure(error.state)
             level = logging.DEBUG if error.state in (State.KEY_TAKEN, State.CONTENDED) else logging.WARNING
             log.log(level, "a statement with %d changes: %s, %r", len(in_flight), error, error.__cause__)
             self._failed(in_flight, error.state)
@@ -276,7 +280,7 @@ class GroupCommit:
         self._tell(waiting.future, outcome)
         self._waiting_count -= 1 + len(waiting.twins)
         accepted = waiting.deadline - self._limits.deadline_seconds
-        self._metrics.change_seconds.observe(self._loop.time() - accepted)
+        self._numbers.change_seconds.observe(self._loop.time() - accepted)
         if waiting.change.idempotency_key is not None:
             del self._keyed[waiting.change.user_id, waiting.key]
             for twin in waiting.twins:
@@ -285,7 +289,7 @@ class GroupCommit:
     def _tell(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is
             future.set_result(outcome)
-        self._metrics.count(outcome)
+        self._numbers.count(outcome)
 
     def _tidy(self, account: WaitingAccount) -> None:
         """Answer what is out of time, let go of what is answered, and put the account where it belongs now.

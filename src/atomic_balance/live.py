@@ -7,12 +7,12 @@ from importlib import resources
 from aiohttp import hdrs, web
 from msgspec import Struct, json
 
+from atomic_balance.changes import Refusal
 from atomic_balance.handlers import DRAINING, METRICS, PAGE_HEADERS
-from atomic_balance.metrics import Metrics
+from atomic_balance.metrics import Numbers
 
 _PAGE = resources.files("atomic_balance.pages").joinpath("live.html").read_bytes()
 _PERIOD_SECONDS = 1.0
-_REFUSALS = ("insufficient_funds", "balance_limit_exceeded")
 
 
 class Snapshot(Struct, frozen=True, rename="camel"):
@@ -26,24 +26,6 @@ class Snapshot(Struct, frozen=True, rename="camel"):
     waiting: float
 
 
-class _Totals(Struct, frozen=True):
-    applied: int
-    refused: int
-    latencies: list[int]
-    statements: int
-    statement_changes: float
-
-    @classmethod
-    def of(cls, metrics: Metrics) -> "_Totals":
-        return cls(
-            metrics.outcomes["applied"],
-            sum(metrics.outcomes[refusal] for refusal in _REFUSALS),
-            list(metrics.change_seconds.counts),
-            sum(metrics.statement_changes.counts),
-            metrics.statement_changes.sum,
-        )
-
-
 async def page(_: web.Request) -> web.Response:
     """GET /: the live page."""
     return web.Response(body=_PAGE, headers=PAGE_HEADERS)
@@ -54,33 +36,35 @@ async def events(request: web.Request) -> web.StreamResponse:
     metrics, draining = request.app[METRICS], request.app[DRAINING]
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-store"})
     await response.prepare(request)
-    before = _Totals.of(metrics)
+    before = metrics.total()
     while not draining.is_set():
         try:
             async with asyncio.timeout(_PERIOD_SECONDS):
                 await draining.wait()
         except TimeoutError:
-            now = _Totals.of(metrics)
-            await response.write(b"data: " + json.encode(_between(before, now, metrics)) + b"\n\n")
+            now = metrics.total()
+            await response.write(
+                b"data: " + json.encode(_snapshot(now - before, now.gauges["waiting_changes"])) + b"\n\n"
+            )
             before = now
     return response
 
 
-def _between(before: _Totals, now: _Totals, metrics: Metrics) -> Snapshot:
-    latencies = [later - earlier for earlier, later in zip(before.latencies, now.latencies, strict=True)]
-    statements = now.statements - before.statements
-    bounds = metrics.change_seconds.bounds
+def _snapshot(period: Numbers, waiting: float) -> Snapshot:
+    """What to show of a period, from what was counted in it."""
+    latencies = period.change_seconds
+    statements = sum(period.statement_changes.counts)
     return Snapshot(
-        (now.applied - before.applied) / _PERIOD_SECONDS,
-        (now.refused - before.refused) / _PERIOD_SECONDS,
-        quantile(0.50, bounds, latencies),
-        quantile(0.99, bounds, latencies),
-        (now.statement_changes - before.statement_changes) / statements if statements else None,
-        metrics.gauges["waiting_changes"][1](),
+        period.outcomes["applied"] / _PERIOD_SECONDS,
+        sum(period.outcomes[refusal] for refusal in Refusal) / _PERIOD_SECONDS,
+        quantile(0.50, latencies.bounds, latencies.counts),
+        quantile(0.99, latencies.bounds, latencies.counts),
+        period.statement_changes.sum / statements if statements else None,
+        waiting,
     )
 
 
-def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
+def quantile(share: float, bounds: Sequence[float], counts: Sequence[float]) -> float | None:
     """The value, in milliseconds, below which `share` of a distribution lies, evenly spread within each bucket.
 
     `bounds` are in seconds; what is above the last one counts as that. None if there are no values. As Prometheus's
