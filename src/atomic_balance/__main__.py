@@ -1,43 +1,32 @@
 """The command line: serve (the default), migrate, verify, open."""
 
 import argparse
-import asyncio
 import contextlib
-import gc
 import logging
-import os
-import resource
-import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
-import uvloop
-from aiohttp import web
 
-from atomic_balance.app import make_app
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
-from atomic_balance.handlers import DRAINING, STORE
 from atomic_balance.logs import set_up_logs
 from atomic_balance.messages import Balance, UserId
+from atomic_balance.metrics import Metrics, shared_numbers
 from atomic_balance.migrations import migrate
+from atomic_balance.serving import StartError, check_schema, listen, run, serve, stop_on_signals
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
-from atomic_balance.store import UnreachableError
+from atomic_balance.store import Store, UnreachableError, connection_pool
 from atomic_balance.verify import DIFFERENCES_MAX, progress_bar, verify
+from atomic_balance.workers import serve_with_workers
 
 log = logging.getLogger("atomic_balance")
 
 _VERSION = metadata.version("atomic-balance")
-_BACKLOG = 10_000
-_GC_THRESHOLD = 100_000
-
-
-class StartError(Exception):
-    """The command can't be carried out; the text says why, in one line."""
 
 
 def main() -> None:
@@ -70,9 +59,9 @@ def main() -> None:
             elif arguments.command == "verify":
                 sys.exit(_verify(settings))
             elif arguments.command == "open":
-                _run(_open_account(settings, arguments.user_id, arguments.balance))
+                run(_open_account(settings, arguments.user_id, arguments.balance))
             else:
-                _run(_serve(settings, where))
+                _serve(settings, where)
     except WrongSettingError as error:
         sys.exit(_failed(error, 2))
     except (StartError, EmbeddedPostgresError) as error:
@@ -104,48 +93,25 @@ def _database(settings: Settings) -> Iterator[str]:
         yield url
 
 
-def _run(work: Coroutine[object, object, None]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+def _serve(settings: Settings, database: str) -> None:
+    run(check_schema(settings))
+    listeners = listen(settings)
+    host, port = listeners[0].getsockname()[:2]
 
-
-@contextlib.asynccontextmanager
-async def _running(settings: Settings) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(
-        make_app(settings),
-        access_log=log if settings.log_requests else None,
-        access_log_format='%a "%r" %s %b bytes in %Tf s',
-        shutdown_timeout=settings.shutdown_seconds,
-    )
-    await runner.setup()
-    try:
-        yield runner
-    finally:
-        await runner.cleanup()
-
-
-async def _serve(settings: Settings, database: str) -> None:
-    _raise_file_limit()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _running(settings) as runner:
-        missing = await runner.app[STORE].missing_migrations()
-        if missing:
-            names = ", ".join(missing)
-            raise StartError(f"the schema is behind, without {names}: run python -m atomic_balance migrate")
-        try:
-            await web.TCPSite(runner, settings.host, settings.port, backlog=_BACKLOG).start()
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)
-            raise StartError(f"can't listen on {settings.host}:{settings.port}: {why}") from error
-        _spare_the_garbage_collector()
-        host, port = runner.addresses[0][:2]
+    def ready() -> None:
         log.info("atomic-balance %s serves on http://%s:%s (database: %s)", _VERSION, host, port, database)
-        await stop.wait()
-        log.info("stopping: what was accepted is still answered")
-        runner.app[DRAINING].set()
-        await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
+
+    if settings.workers > 1:
+        serve_with_workers(settings, listeners, ready)
+    else:
+        run(_serve_alone(settings, listeners, ready))
+
+
+async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+    stop = stop_on_signals()
+    ready()
+    numbers = shared_numbers(1)
+    await serve(settings, listeners, Metrics(numbers[0], numbers), stop)
 
 
 def _verify(settings: Settings) -> int:
@@ -160,23 +126,9 @@ def _verify(settings: Settings) -> int:
     return 0
 
 
-def _raise_file_limit() -> None:
-    """Allow as many connections as the system lets this process have."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS calls its limit unlimited and refuses it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _spare_the_garbage_collector() -> None:
-    """Look for cycles seldom, and not among what lives for ever: requests leave hardly any behind."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
-
-
 async def _open_account(settings: Settings, user_id: int, balance: int) -> None:
-    async with _running(settings) as runner:
-        found = await runner.app[STORE].open_account(user_id, balance, minimum_balance=0)
+    async with connection_pool(settings) as pool:
+        found = await Store(pool, settings).open_account(user_id, balance, minimum_balance=0)
     print(f"user {user_id} {'opened' if found.opened else 'exists already'}, balance {found.account.balance}")
 
 

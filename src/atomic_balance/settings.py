@@ -23,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     """All settings, each under its name in capitals. A time is in seconds, a size in bytes."""
 
     host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
+    workers: Annotated[int, Meta(ge=1, le=100, description="a number of processes, 1 to 100")] = 1
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
     api_token: (
         Annotated[

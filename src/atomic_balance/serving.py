@@ -1,0 +1,116 @@
+"""One process that serves: from the listening sockets to the last answer."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine, Sequence
+
+import uvloop
+from aiohttp import web
+
+from atomic_balance.app import make_app
+from atomic_balance.handlers import DRAINING
+from atomic_balance.metrics import Metrics
+from atomic_balance.settings import Settings
+from atomic_balance.store import Store, connection_pool
+
+log = logging.getLogger("atomic_balance")
+
+BACKLOG = 10_000
+_GC_THRESHOLD = 100_000
+
+
+class StartError(Exception):
+    """The service can't start; the text says why, in one line."""
+
+
+def run(work: Coroutine[object, object, None]) -> None:
+    """Run `work` to its end on an event loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+
+
+async def check_schema(settings: Settings) -> None:
+    """Raise StartError where the schema is behind, UnreachableError where the database does not answer."""
+    async with connection_pool(settings) as pool:
+        missing = await Store(pool, settings).missing_migrations()
+    if missing:
+        names = ", ".join(missing)
+        raise StartError(f"the schema is behind, without {names}: run python -m atomic_balance migrate")
+
+
+def listen(settings: Settings) -> list[socket.socket]:
+    """Listen on every address of HOST that this machine has. Raises StartError."""
+    listeners: list[socket.socket] = []
+    errors: list[OSError] = []
+    try:
+        places = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        places, errors = [], [error]
+    for family, _, _, _, address in places:
+        try:
+            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
+        except OSError as error:
+            errors.append(error)
+    for found in errors:
+        if not listeners or found.errno != errno.EADDRNOTAVAIL:  # a name may have addresses that this machine lacks
+            why = os.strerror(found.errno) if found.errno and found.errno > 0 else str(found)
+            raise StartError(f"can't listen on {settings.host}:{settings.port}: {why}") from found
+    return listeners
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that the signals to stop set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def serve(settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, stop: asyncio.Event) -> None:
+    """Serve on `listeners` until `stop` is set; then what was accepted is still answered."""
+    _raise_file_limit()
+    async with _running(settings, metrics) as runner:
+        for listener in listeners:
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        metrics.publish()
+        _spare_the_garbage_collector()
+        await stop.wait()
+        log.info("stopping: what was accepted is still answered")
+        runner.app[DRAINING].set()
+        await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
+
+
+@contextlib.asynccontextmanager
+async def _running(settings: Settings, metrics: Metrics) -> AsyncIterator[web.AppRunner]:
+    runner = web.AppRunner(
+        make_app(settings, metrics),
+        access_log=log if settings.log_requests else None,
+        access_log_format='%a "%r" %s %b bytes in %Tf s',
+        shutdown_timeout=settings.shutdown_seconds,
+    )
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system lets this process have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls its limit unlimited and refuses it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _spare_the_garbage_collector() -> None:
+    """Look for cycles seldom, and not among what lives for ever: requests leave hardly any behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
