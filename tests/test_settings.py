@@ -49,6 +49,9 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
         ("DATABASE_URL", "mysql://user:secret@host/database"),
         ("DATABASE_URL", "user:secret@host"),
         ("DATABASE_URL", "postgresql://user:secret@host:secret/database"),
+        ("MIGRATIONS_DATABASE_URL", "user:secret@host"),
+        ("PREPARED_STATEMENTS", "perhaps"),
+        ("WORKERS", "0"),
         ("POOL_CONNECTIONS_MAX", "0"),
         ("CONNECT_SECONDS", "soon"),
         ("STATEMENT_SECONDS", "0"),
@@ -69,6 +72,31 @@ def test_a_wrong_value_names_the_setting_and_what_was_expected(
     with pytest.raises(WrongSettingError, match=f"^{name}: expected [^\n]+$") as caught:
         read_settings(tmp_path / "none")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "by_host"),
+    [
+        ("postgresql://", ["postgresql://"]),
+        ("postgresql:///db", ["postgresql:///db"]),
+        ("postgresql+psycopg://u:p@h/db", ["postgresql://u:p@h/db"]),
+        ("postgresql://u:p@one:1,two/db?a=b", ["postgresql://u:p@one:1/db?a=b", "postgresql://u:p@two/db?a=b"]),
+        ("postgresql://[::1]:5,two?a=b", ["postgresql://[::1]:5?a=b", "postgresql://two?a=b"]),
+        ("postgresql://u@/db?host=/a,/b&c=d", ["postgresql://u@/db?host=/a&c=d", "postgresql://u@/db?host=/b&c=d"]),
+    ],
+)
+def test_each_host_of_a_url_has_one_of_its_own(url: str, by_host: list[str]) -> None:
+    assert Settings(database_url=url).host_urls == by_host
+
+
+async def test_migrations_want_one_host(database_url: str, tmp_path: Path) -> None:
+    environment = {"DATABASE_URL": "postgresql://user:secret@one,two/db"}
+    command = (sys.executable, "-m", "atomic_balance", "migrate")
+    status, output = await run(*command, directory=tmp_path, environment=environment)
+    expected = "atomic-balance: MIGRATIONS_DATABASE_URL: expected a URL with one host, as yoyo knows no more\n"
+    assert (status, output) == (2, expected)
+    environment["MIGRATIONS_DATABASE_URL"] = database_url
+    assert await run(*command, directory=tmp_path, environment=environment) == (0, "the schema is current\n")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])

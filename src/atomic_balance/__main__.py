@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import psycopg
 
+from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.logs import set_up_logs
 from atomic_balance.messages import Balance, UserId
@@ -20,7 +21,7 @@ from atomic_balance.metrics import Metrics, shared_numbers
 from atomic_balance.migrations import migrate
 from atomic_balance.serving import StartError, check_schema, listen, run, serve, stop_on_signals
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
-from atomic_balance.store import Store, UnreachableError, connection_pool
+from atomic_balance.store import Store
 from atomic_balance.verify import DIFFERENCES_MAX, progress_bar, verify
 from atomic_balance.workers import serve_with_workers
 
@@ -54,7 +55,7 @@ def main() -> None:
             where = "DATABASE_URL" if settings.database_url else f"embedded PostgreSQL, data in {settings.data_dir}"
             settings = msgspec.structs.replace(settings, database_url=url)
             if arguments.command == "migrate":
-                applied = migrate(settings.asyncpg_url)
+                applied = migrate(settings.migrations_url)
                 print("\n".join(f"applied {name}" for name in applied) or "the schema is current")
             elif arguments.command == "verify":
                 sys.exit(_verify(settings))
@@ -115,7 +116,7 @@ async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], r
 
 
 def _verify(settings: Settings) -> int:
-    found = verify(settings.asyncpg_url, progress_bar)
+    found = verify(settings.url, progress_bar)
     for difference in found.differences:
         print(difference)
     if found.differences:

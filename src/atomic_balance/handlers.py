@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
+from atomic_balance.connections import UnreachableError
 from atomic_balance.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.expectations import expected, explain
 from atomic_balance.group_commit import GroupCommit
@@ -35,7 +36,7 @@ from atomic_balance.messages import (
 )
 from atomic_balance.metrics import Metrics
 from atomic_balance.store import Account as StoredAccount
-from atomic_balance.store import Store, UnreachableError
+from atomic_balance.store import Store
 
 log = logging.getLogger("atomic_balance")
 

@@ -15,10 +15,11 @@ import uvloop
 from aiohttp import web
 
 from atomic_balance.app import make_app
+from atomic_balance.connections import connection_pool
 from atomic_balance.handlers import DRAINING
 from atomic_balance.metrics import Metrics
 from atomic_balance.settings import Settings
-from atomic_balance.store import Store, connection_pool
+from atomic_balance.store import Store
 
 log = logging.getLogger("atomic_balance")
 

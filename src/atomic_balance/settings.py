@@ -1,6 +1,7 @@
 """Every setting of the service, read once from the environment and `.env`."""
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,6 +52,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         ]
         | None
     ) = None
+    migrations_database_url: (
+        Annotated[
+            str,
+            Meta(pattern=_DATABASE_URL, description="postgresql://user:password@host:port/database, with one host"),
+        ]
+        | None
+    ) = None
+    prepared_statements: Annotated[bool, Meta(description="true or false")] = True
     data_dir: Annotated[str, Meta(min_length=1, description="a directory for the embedded PostgreSQL")] = ".data"
     postgres_bin_dir: (
         Annotated[str, Meta(min_length=1, description="the directory that holds the programs postgres and initdb")]
@@ -81,11 +90,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         return [token.strip() for token in (self.api_token or "").split(",") if token.strip()]
 
     @property
-    def asyncpg_url(self) -> str:
-        """`database_url` as asyncpg takes it, whichever of yoyo's schemes it was given with."""
+    def url(self) -> str:
+        """`database_url`, whichever of yoyo's schemes it was given with; it may name several hosts."""
         if self.database_url is None:
             raise ValueError("there is no DATABASE_URL")
-        return "postgresql://" + self.database_url.split("://", 1)[1]
+        return _plain(self.database_url)
+
+    @property
+    def host_urls(self) -> list[str]:
+        """A URL for each host of `url`."""
+        return _by_host(self.url)
+
+    @property
+    def migrations_url(self) -> str:
+        """Where to apply migrations. Raises WrongSettingError if it is not known which of several hosts that is."""
+        url = _plain(self.migrations_database_url) if self.migrations_database_url else self.url
+        if len(_by_host(url)) > 1:
+            raise WrongSettingError("MIGRATIONS_DATABASE_URL: expected a URL with one host, as yoyo knows no more")
+        return url
+
+
+def _plain(url: str) -> str:
+    return "postgresql://" + url.split("://", 1)[1]
+
+
+_HOSTS = r"((?<=//)[^@/?#]*|(?<=@)[^@/?#]*)(?=[/?]|$)"
+_SOCKETS = r"((?<=[?&]host=)[^&]*|$)"
+
+
+def _by_host(url: str) -> list[str]:
+    """A URL for each host of `url`. They stand before its path or, for sockets, in its parameter `host`."""
+    before, hosts, after = re.split(_HOSTS, url, maxsplit=1)
+    if not hosts:
+        before, hosts, after = re.split(_SOCKETS, url, maxsplit=1)
+    return [f"{before}{host}{after}" for host in hosts.split(",")]
 
 
 _IN_ORDER = (

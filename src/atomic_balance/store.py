@@ -1,8 +1,6 @@
 """The only module that talks to PostgreSQL on the way of a request: it runs the statements, and names what they did."""
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
 from importlib import resources
@@ -11,6 +9,7 @@ from typing import NamedTuple
 import asyncpg
 
 from atomic_balance.changes import Change, Refusal
+from atomic_balance.connections import FAULTS, UnreachableError, open_connection
 from atomic_balance.migrations import missing_migrations
 from atomic_balance.settings import Settings
 
@@ -81,10 +80,6 @@ class StatementError(Exception):
     def __init__(self, state: State) -> None:
         super().__init__(state.name)
         self.state = state
-
-
-class UnreachableError(Exception):
-    """PostgreSQL did not answer in time, or could not do what was asked for now."""
 
 
 class Recorded(NamedTuple):
@@ -177,7 +172,7 @@ class Session:
         """End the connection, in an orderly way if the server answers."""
         try:
             await self._connection.close(timeout=self._statement_seconds)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except FAULTS:
             self._connection.terminate()
 
     def terminate(self) -> None:
@@ -274,13 +269,12 @@ class Store:
             async with self._pool.acquire(timeout=self._settings.connect_seconds + seconds) as connection:
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
-                except TimeoutError:
-                    connection.terminate()
+                except FAULTS as error:
+                    if state_after(error) in (State.UNKNOWN, State.READ_ONLY):
+                        connection.terminate()
                     raise
                 return rows
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            raise UnreachableError from error
-        except asyncpg.PostgresError as error:
+        except FAULTS as error:
             if state_after(error) is State.REJECTED:
                 raise
             raise UnreachableError from error
@@ -293,33 +287,4 @@ def _journal_row(row: asyncpg.Record) -> JournalRow:
 
 async def connect(settings: Settings) -> Session:
     """A session of its own. Raises UnreachableError."""
-    try:
-        connection = await asyncpg.connect(
-            settings.asyncpg_url,
-            timeout=settings.connect_seconds,
-            server_settings={"application_name": "atomic-balance"},
-        )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise UnreachableError from error
-    return Session(connection, settings)
-
-
-@asynccontextmanager
-async def connection_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
-    """The pool that Store takes; connects when it is first used."""
-    pool = asyncpg.create_pool(
-        settings.asyncpg_url,
-        min_size=0,
-        max_size=settings.pool_connections_max,
-        timeout=settings.connect_seconds,
-        server_settings={"application_name": "atomic-balance"},
-    )
-    await pool
-    try:
-        yield pool
-    finally:
-        try:
-            async with asyncio.timeout(settings.statement_seconds):
-                await pool.close()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            pool.terminate()  # a connection that is half-open never says goodbye
+    return Session(await open_connection(settings), settings)

@@ -34,7 +34,7 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
     It reads in one snapshot, so the database may be in use. `progress` is told, from time to time, how many changes
     have been read and how many there are. Raises psycopg.Error.
     """
-    with psycopg.connect(database_url) as connection:
+    with psycopg.connect(database_url, prepare_threshold=None) as connection:  # or a pooler would lose them
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         total = _total(connection)

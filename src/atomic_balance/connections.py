@@ -1,0 +1,71 @@
+"""Connections to PostgreSQL: one to the host that can be used, and the pool for everything but changes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from atomic_balance.settings import Settings
+
+FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Everything that asyncpg raises."""
+
+
+class UnreachableError(Exception):
+    """PostgreSQL did not answer in time, or could not do what was asked for now."""
+
+
+async def open_connection(settings: Settings) -> asyncpg.Connection:
+    """A connection to a host that gives one as DATABASE_URL wants it. Raises UnreachableError.
+
+    All hosts are asked at the same time, because one that has lost its power or its network never answers.
+    """
+    asked = [asyncio.create_task(_ask(url, settings)) for url in settings.host_urls]
+    chosen: asyncpg.Connection | None = None
+    reason: BaseException | None = None
+    try:
+        for answer in asyncio.as_completed(asked):
+            try:
+                chosen = await answer
+                break
+            except FAULTS as error:
+                reason = error
+    finally:
+        for task in asked:
+            task.cancel()
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(found, asyncpg.Connection) and found is not chosen:
+                found.terminate()
+    if chosen is None:
+        raise UnreachableError from reason
+    return chosen
+
+
+async def _ask(url: str, settings: Settings) -> asyncpg.Connection:
+    prepared = {} if settings.prepared_statements else {"statement_cache_size": 0}
+    return await asyncpg.connect(
+        url,
+        timeout=settings.connect_seconds,
+        server_settings={"application_name": "atomic-balance"},  # and no other: a pooler refuses what it doesn't know
+        **prepared,
+    )
+
+
+@asynccontextmanager
+async def connection_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    """The pool that Store takes; connects when it is first used."""
+    pool = asyncpg.create_pool(
+        min_size=0,
+        max_size=settings.pool_connections_max,
+        connect=lambda *_, **__: open_connection(settings),
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        try:
+            async with asyncio.timeout(settings.statement_seconds):
+                await pool.close()
+        except FAULTS:
+            pool.terminate()  # a connection that is half-open never says goodbye
