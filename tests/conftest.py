@@ -8,12 +8,14 @@ import psycopg
 import pytest
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
+from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
 from atomic_balance.app import make_app
 from atomic_balance.embedded import embedded_postgres
-from atomic_balance.migrations import migrate
 from atomic_balance.settings import Settings
+from atomic_balance.store import connect
+from tests.schema import make_schema
 
 Client = TestClient[Request, Application]
 
@@ -28,8 +30,24 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = url.replace("/postgres?", "/{database}?")
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("CREATE DATABASE migrated")
-        migrate(server.format(database="migrated"))
+        make_schema(server.format(database="migrated"))
         yield server
+
+
+@pytest.fixture(autouse=True)
+def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The statement that the services of a test apply a lone account's changes with."""
+    name: str = getattr(request, "param", "apply_changes")
+    if name == "apply_account":
+        monkeypatch.setenv("CITUS", "true")
+        monkeypatch.setattr("atomic_balance.app.connect", lambda settings: connect(replace(settings, citus=True)))
+    return name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked so over both statements that can apply a lone account's changes."""
+    if metafunc.definition.get_closest_marker("over_both_statements"):
+        metafunc.parametrize("statement", ["apply_changes", "apply_account"], indirect=True)
 
 
 @pytest.fixture

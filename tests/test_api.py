@@ -16,6 +16,8 @@ from atomic_balance.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 
+pytestmark = pytest.mark.over_both_statements
+
 LIMIT = 2**53 - 1
 AMOUNT = f"an integer other than 0, from -{LIMIT} to {LIMIT}"
 USER_ID = f"an integer from 1 to {LIMIT}"

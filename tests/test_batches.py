@@ -7,11 +7,14 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atomic_balance.changes import BALANCE_LIMIT
 from atomic_balance.planning import covered_prefix, refusal
+
+pytestmark = pytest.mark.over_both_statements
 
 small = st.integers(-30, 30).filter(bool)
 amounts = small | st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT, 3 - BALANCE_LIMIT, BALANCE_LIMIT - 3])

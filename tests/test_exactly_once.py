@@ -14,6 +14,8 @@ from yarl import URL
 from tests.conftest import Client
 from tests.processes import running_service
 
+pytestmark = pytest.mark.over_both_statements
+
 UPDATE = "/api/balance/update"
 
 

@@ -12,6 +12,8 @@ import pytest
 from tests.history import Applied, Operation, contradictions
 from tests.processes import running_service
 
+pytestmark = pytest.mark.over_both_statements
+
 USERS = (1, 2, 3)
 OPENING = 30
 CLIENTS = 48

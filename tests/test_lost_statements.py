@@ -25,6 +25,8 @@ from tests.database import Database, until
 from tests.fault_proxy import FaultProxy, Link
 from tests.killable import killable_server
 
+pytestmark = pytest.mark.over_both_statements
+
 INSUFFICIENT = Refused(Refusal.INSUFFICIENT_FUNDS)
 UPDATE = "/api/balance/update"
 

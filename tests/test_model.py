@@ -4,10 +4,13 @@ import itertools
 from typing import Any
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Client
+
+pytestmark = pytest.mark.over_both_statements
 
 LIMIT = 2**53 - 1
 _users = itertools.count(1)

@@ -6,8 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.processes import running_service
+
+pytestmark = pytest.mark.over_both_statements
 
 UPDATE = "/api/balance/update"
 

@@ -55,7 +55,7 @@ def main() -> None:
             where = "DATABASE_URL" if settings.database_url else f"embedded PostgreSQL, data in {settings.data_dir}"
             settings = msgspec.structs.replace(settings, database_url=url)
             if arguments.command == "migrate":
-                applied = migrate(settings.migrations_url)
+                applied = migrate(settings.migrations_url, settings.citus)
                 print("\n".join(f"applied {name}" for name in applied) or "the schema is current")
             elif arguments.command == "verify":
                 sys.exit(_verify(settings))

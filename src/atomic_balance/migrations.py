@@ -21,14 +21,25 @@ def migrations_dir() -> Path:
     raise FileNotFoundError("the migrations are not there: neither in the package nor in a checkout")
 
 
-def missing_migrations(applied: Iterable[str]) -> list[str]:
+def missing_migrations(applied: Iterable[str], citus: bool = False) -> list[str]:
     """The migrations of this version that are not among `applied`, in order. Newer ones there do no harm."""
-    known = {path.stem for path in migrations_dir().glob("*.sql") if not path.stem.endswith(".rollback")}
-    return sorted(known.difference(applied))
+    known = [
+        path.stem
+        for folder in _folders(citus)
+        for path in sorted(folder.glob("*.sql"))
+        if not path.stem.endswith(".rollback")
+    ]
+    there = set(applied)
+    return [name for name in known if name not in there]
 
 
-def migrate(database_url: str, wait_seconds: float = 60) -> list[str]:
-    """Bring the schema up to date and give the names of the migrations that were applied.
+def _folders(citus: bool) -> list[Path]:
+    folder = migrations_dir()
+    return [folder, folder / "citus"] if citus else [folder]
+
+
+def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) -> list[str]:
+    """Bring the schema up to date and give the names of the migrations that were applied; `citus`: its own ones too.
 
     Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
     for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, or TimeoutError when another migration
@@ -44,10 +55,13 @@ def migrate(database_url: str, wait_seconds: float = 60) -> list[str]:
             time.sleep(_POLL_SECONDS)
         with yoyo.get_backend(f"postgresql+psycopg://{location}") as backend:
             backend.break_lock()  # only a killed process can have left it: the others wait above
-            pending = backend.to_apply(yoyo.read_migrations(str(migrations_dir())))
-            with backend.lock():
-                backend.apply_migrations(pending)
-            return [migration.id for migration in pending]
+            applied: list[str] = []
+            for folder in _folders(citus):
+                pending = backend.to_apply(yoyo.read_migrations(str(folder)))
+                with backend.lock():
+                    backend.apply_migrations(pending)
+                applied += [migration.id for migration in pending]
+            return applied
 
 
 def _take_lock(guard: psycopg.Connection) -> bool:

@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         ]
         | None
     ) = None
+    citus: Annotated[bool, Meta(description="true or false")] = False
     prepared_statements: Annotated[bool, Meta(description="true or false")] = True
     data_dir: Annotated[str, Meta(min_length=1, description="a directory for the embedded PostgreSQL")] = ".data"
     postgres_bin_dir: (

@@ -1,5 +1,6 @@
 """The only module that talks to PostgreSQL on the way of a request: it runs the statements, and names what they did."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum, auto
@@ -19,6 +20,7 @@ def _statement(name: str) -> str:
 
 
 APPLIED_MIGRATIONS = _statement("applied_migrations")
+APPLY_ACCOUNT = _statement("apply_account")
 APPLY_CHANGES = _statement("apply_changes")
 OPEN_ACCOUNT = _statement("open_account")
 READ_ACCOUNT = _statement("read_account")
@@ -29,7 +31,9 @@ SET_MINIMUM_BALANCE = _statement("set_minimum_balance")
 VERIFY_ACCOUNTS = _statement("verify_accounts")
 VERIFY_CHANGES = _statement("verify_changes")
 
-_JOURNAL_KEY = "balance_changes_pkey"
+_JOURNAL_KEY = re.compile(
+    r"balance_changes\w*_pkey(_\d+)?"
+)  # a partition's has its name; Citus appends the shard's number
 
 
 class State(Enum):
@@ -58,9 +62,10 @@ _ROLLED_BACK = {
 _UNKNOWN = ("08", "57P01", "57P02", "40003")
 
 
-def state_after(error: BaseException) -> State:
+def state_after(error: BaseException, citus: bool = False) -> State:
     """What `error`, raised by a statement, says of it. What is not surely rolled back is unknown.
 
+    `citus`: the statement may have gone to other servers, and their failures come as internal errors.
     Decided on SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html) and on the severity, because
     after a FATAL nobody told us whether the transaction had ended.
     """
@@ -69,8 +74,10 @@ def state_after(error: BaseException) -> State:
     code = error.sqlstate or ""
     if not code or code.startswith(_UNKNOWN):
         return State.UNKNOWN
-    if code == "23505" and error.constraint_name == _JOURNAL_KEY:
+    if code == "23505" and _JOURNAL_KEY.fullmatch(error.constraint_name or ""):
         return State.KEY_TAKEN
+    if citus and code == "XX000":
+        return State.KEY_TAKEN if _JOURNAL_KEY.search(error.message or "") else State.UNKNOWN
     return _ROLLED_BACK.get(code) or _ROLLED_BACK.get(code[:2], State.REJECTED)
 
 
@@ -125,6 +132,7 @@ class Session:
         self._connection = connection
         self._statement_seconds = settings.statement_seconds
         self._lock_timeout = f"{settings.lock_seconds * 1000:.0f}ms"
+        self._citus = settings.citus
 
     @property
     def closed(self) -> bool:
@@ -136,9 +144,11 @@ class Session:
 
         `repeatable`: which of them the journal may already hold.
         """
+        user_ids = [change.user_id for change in changes]
+        one_account = self._citus and len(set(user_ids)) == 1
         rows = await self._fetch(
-            APPLY_CHANGES,
-            [change.user_id for change in changes],
+            APPLY_ACCOUNT if one_account else APPLY_CHANGES,
+            user_ids[0] if one_account else user_ids,
             keys,
             [change.amount for change in changes],
             [change.reference for change in changes],
@@ -185,7 +195,7 @@ class Session:
                 statement, *arguments, timeout=self._statement_seconds
             )
         except Exception as error:
-            raise StatementError(state_after(error)) from error
+            raise StatementError(state_after(error, self._citus)) from error
         return rows
 
 
@@ -261,7 +271,7 @@ class Store:
             rows = await self._fetch(APPLIED_MIGRATIONS)
         except asyncpg.UndefinedTableError:
             rows = []
-        return missing_migrations(row["migration_id"] for row in rows)
+        return missing_migrations((row["migration_id"] for row in rows), self._settings.citus)
 
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         seconds = self._settings.statement_seconds
@@ -270,12 +280,12 @@ class Store:
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
                 except FAULTS as error:
-                    if state_after(error) in (State.UNKNOWN, State.READ_ONLY):
+                    if state_after(error, self._settings.citus) in (State.UNKNOWN, State.READ_ONLY):
                         connection.terminate()
                     raise
                 return rows
         except FAULTS as error:
-            if state_after(error) is State.REJECTED:
+            if state_after(error, self._settings.citus) is State.REJECTED:
                 raise
             raise UnreachableError from error
 

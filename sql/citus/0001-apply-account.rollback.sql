@@ -1,0 +1,1 @@
+DROP FUNCTION apply_account(bigint, text[], bigint[], text[], boolean[], text);

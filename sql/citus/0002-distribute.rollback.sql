@@ -1,0 +1,3 @@
+SELECT undistribute_table('users');
+
+SELECT undistribute_table('balance_changes');
