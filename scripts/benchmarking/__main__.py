@@ -15,6 +15,7 @@ import msgspec
 
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.settings import Settings
+from benchmarking import scaling
 from benchmarking.chart import write_chart
 from benchmarking.crowd import measure_crowd
 from benchmarking.entrants import Stage
@@ -24,13 +25,13 @@ from benchmarking.pgbench import find_pgbench
 from benchmarking.processes import BenchmarkError
 from benchmarking.progress import Progress
 from benchmarking.report import summary, write_report
-from benchmarking.results import Results
+from benchmarking.results import Results, Scale
 from benchmarking.run import Plan
 from benchmarking.several import measure_processes
 from benchmarking.stores import Postgres
 
 _ROOT = Path(__file__).parents[2]
-_PROCESSES, _CROWD = "processes", "crowd"
+_PROCESSES, _CROWD, _SCALING = "processes", "crowd", "scaling"
 # Not /tmp, which may be in memory: there a durable write would cost nothing.
 _DISK = Path("/var/tmp")  # noqa: S108
 
@@ -61,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="about 2 minutes, instead of about 15")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (5; quick: 1)")
     parser.add_argument("--seconds", type=int, help="seconds of each round (2; quick: 1)")
-    names = [*LOADS, _PROCESSES, _CROWD]
+    names = [*LOADS, _PROCESSES, _CROWD, _SCALING]
     parser.add_argument("--loads", nargs="+", choices=names, default=names, metavar="LOAD", help=", ".join(names))
     parser.add_argument(
         "--contenders",
@@ -87,17 +88,22 @@ def _measure(arguments: argparse.Namespace) -> Results:
         seconds=arguments.seconds,
     )
     _allow_many_connections()
-    progress = Progress(plan.steps() + 2)
+    progress = Progress(plan.steps() + 2 + scaling.steps())
     with _stage() as stage:
         machine = describe_machine(stage.folder)
         measurements = list(plan.measurements(stage, progress))
         processes = crowd = None
+        scales: list[Scale] = []
         if _PROCESSES in arguments.loads:
             progress.step("four processes on 50 rows")
             processes = measure_processes(5 if arguments.quick else 60, stage)
         if _CROWD in arguments.loads:
             progress.step("10,000 connections that wait")
             crowd = measure_crowd(stage)
+        if _SCALING in arguments.loads:
+            for scale in scaling.measure_scaling(2 if arguments.quick else 10, stage):
+                progress.step(f"{scale.workers} workers, {scale.load}")
+                scales.append(scale)
         progress.end()
         return Results(
             machine=machine,
@@ -109,6 +115,7 @@ def _measure(arguments: argparse.Namespace) -> Results:
             measurements=measurements,
             processes=processes,
             crowd=crowd,
+            scaling=scales,
         )
 
 

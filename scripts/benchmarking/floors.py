@@ -55,6 +55,9 @@ def verdicts(results: Results) -> Iterator[Verdict]:
     cpu = ratios(of(HOT, SERVICE), of(HOT, NO_DATABASE), lambda measurement: measurement.service_cpu_us)
     yield Verdict(f"one hot row: CPU per request, times {NO_DATABASE}", spread(cpu), 1.25, at_least=False)
     yield from _verdicts_on_processes(results)
+    errors = [abs(of.reckoned_rate / of.rate - 1) for of in results.scaling if of.connections > 1]
+    what = "the rate reckoned from CPU times: how far from the measured one, of all workers and loads"
+    yield Verdict(what, spread(errors), 0.25, at_least=False)
     memory = [results.crowd.waiting_mb] if results.crowd else []
     yield Verdict("resident memory with 10,000 requests that wait, MB", spread(memory), 150, at_least=False, digits=0)
 

@@ -126,6 +126,15 @@ def _extremes(results: Results) -> Iterator[str]:
                 [f"{processes.processes} processes", f"{processes.rate_of_all:,.0f}", f"{processes.p99_ms_of_all:.1f}"],
             ),
         )
+    if results.scaling:
+        yield "## Workers, and what a change costs"
+        yield (
+            "`WORKERS`, one connection or many. CPU time is microseconds per request; the load generator shares the "
+            "cores. Bytes are those of one change: write-ahead log, and its row in the journal with both indexes. "
+            "Reckoned: the rate that the CPU times allow on these cores, as in [scaling.md](../scaling.md)."
+        )
+        head = ["", "connections", "workers", "requests/s", "reckoned", "p99 ms", "statements/s"]
+        yield _table([*head, "service µs", "store µs", "load µs", "WAL bytes", "disk bytes"], _scale_rows(results))
     if crowd := results.crowd:
         yield f"## {crowd.connections:,} connections that wait"
         fewer = "" if crowd.connections == crowd.connections_wanted else " (more files may not be opened here)"
@@ -134,6 +143,26 @@ def _extremes(results: Results) -> Iterator[str]:
             f"Resident memory of the service: {crowd.before_mb:.0f} MB before, {crowd.waiting_mb:.0f} MB while they "
             f"waited, {crowd.idle_mb:.0f} MB when all were answered and still connected."
         )
+
+
+def _scale_rows(results: Results) -> Iterator[list[str]]:
+    for scale in results.scaling:
+        figures = [
+            scale.rate,
+            scale.reckoned_rate if scale.connections > 1 else None,  # a lone one is bound by latency
+            scale.p99_ms,
+            scale.statements_per_second,
+            scale.service_cpu_us,
+            scale.store_cpu_us,
+            scale.load_cpu_us,
+            scale.wal_bytes,
+            scale.disk_bytes,
+        ]
+        yield [scale.load, str(scale.connections), str(scale.workers), *map(_figure, figures)]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

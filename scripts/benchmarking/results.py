@@ -57,6 +57,34 @@ class Crowd(msgspec.Struct, frozen=True, kw_only=True):
     idle_mb: float
 
 
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """The service with so many workers.
+
+    CPU time is microseconds per request: of all workers, of PostgreSQL, and of the load generator, which shares the
+    machine's `cores`. The bytes are those of a change: its write-ahead log, and its journal row with both indexes.
+    """
+
+    load: str
+    connections: int
+    workers: int
+    cores: int
+    rate: float
+    p99_ms: float
+    service_cpu_us: float
+    store_cpu_us: float
+    load_cpu_us: float
+    statements_per_second: float
+    wal_bytes: float
+    disk_bytes: float
+
+    @property
+    def reckoned_rate(self) -> float:
+        """The rate that the CPU times allow: a worker or the load generator uses one core at most, all together all."""
+        threads = 1e6 / max(self.service_cpu_us / self.workers, self.load_cpu_us)
+        machine = self.cores * 1e6 / (self.service_cpu_us + self.store_cpu_us + self.load_cpu_us)
+        return min(threads, machine)
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run."""
 
@@ -69,6 +97,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     measurements: Sequence[Measurement]
     processes: Processes | None
     crowd: Crowd | None
+    scaling: Sequence[Scale] = ()
 
     def of(self, load: str, connections: int, contender: str) -> list[Measurement]:
         """The rounds of one contender, in order; none if it was not measured."""
