@@ -1,6 +1,8 @@
 """What is particular to Citus, as far as a PostgreSQL without it can show: the tests of both statements do the rest."""
 
+import asyncio
 import json
+import re
 from collections.abc import Iterator
 from importlib import resources
 from typing import Any
@@ -12,11 +14,12 @@ from asyncpg import exceptions
 from atomic_balance.changes import Applied, Change, Undecided
 from atomic_balance.settings import Settings
 from atomic_balance.store import State, state_after
+from atomic_balance.verify import verify
 from tests.committing import committing
 from tests.database import Database
-from tests.schema import make_schema
+from tests.processes import ROOT
 
-PARTITIONS = 8
+PARTITIONS = 16
 STATEMENTS = {
     path.name.removesuffix(".sql"): path.read_text()
     for path in resources.files("atomic_balance.statements").iterdir()
@@ -45,31 +48,36 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def sharded(empty_database_url: str) -> Iterator[Database]:
-    """A database whose tables are partitioned by the hash of the user id: as Citus shards them, within one server."""
-    make_schema(empty_database_url)
-    with Database(empty_database_url) as database:
-        for table, column in (("users", "id"), ("balance_changes", "user_id")):
-            database.execute(f"CREATE TABLE parted (LIKE {table} INCLUDING ALL) PARTITION BY HASH ({column})")
-            database.execute(f"DROP TABLE {table}")
-            database.execute(f"ALTER TABLE parted RENAME TO {table}")
-            database.execute(f"ALTER TABLE {table} RENAME CONSTRAINT parted_pkey TO {table}_pkey")
-            for number in range(PARTITIONS):
-                database.execute(
-                    f"CREATE TABLE {table}_{number} PARTITION OF {table}"
-                    f" FOR VALUES WITH (MODULUS {PARTITIONS}, REMAINDER {number})"
-                )
+def partitioned(database: Database) -> Database:
+    """A database whose journal is partitioned as the documentation says."""
+    (recipe,) = re.findall(r"```sql\n(BEGIN;\n.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
+    database.execute(recipe)
+    return database
+
+
+@pytest.fixture
+def sharded(partitioned: Database) -> Database:
+    """A database with both tables partitioned by the hash of the user id: as Citus shards them, within one server."""
+    database = partitioned
+    database.execute("CREATE TABLE accounts (LIKE users INCLUDING ALL) PARTITION BY HASH (id)")
+    database.execute("DROP TABLE users")
+    database.execute("ALTER TABLE accounts RENAME TO users")
+    database.execute("ALTER TABLE users RENAME CONSTRAINT accounts_pkey TO users_pkey")
+    for number in range(PARTITIONS):
         database.execute(
-            "INSERT INTO users (id, balance, opening_balance) SELECT id, 10, 10 FROM generate_series(1, 10000) AS id"
+            f"CREATE TABLE users_{number} PARTITION OF users FOR VALUES WITH (MODULUS {PARTITIONS}, REMAINDER {number})"
         )
-        database.execute("SELECT FROM apply_account(1, ARRAY['a'], ARRAY[-1], ARRAY[NULL], ARRAY[false], '1s')")
-        database.execute(
-            "INSERT INTO balance_changes (user_id, idempotency_key, version, amount, balance)"
-            " SELECT user_id, 'key ' || version, version, 1, 1 FROM generate_series(2, 50) AS user_id,"
-            " generate_series(1, 1000) AS version"
-        )
-        database.execute("ANALYZE")
-        yield database
+    database.execute(
+        "INSERT INTO users (id, balance, opening_balance) SELECT id, 10, 10 FROM generate_series(1, 10000) AS id"
+    )
+    database.execute("SELECT FROM apply_account(1, ARRAY['a'], ARRAY[-1], ARRAY[NULL], ARRAY[false], '1s')")
+    database.execute(
+        "INSERT INTO balance_changes (user_id, idempotency_key, version, amount, balance)"
+        " SELECT user_id, 'key ' || version, version, 1, 1 FROM generate_series(2, 50) AS user_id,"
+        " generate_series(1, 1000) AS version"
+    )
+    database.execute("ANALYZE")
+    return database
 
 
 def scanned(plan: dict[str, Any]) -> Iterator[str]:
@@ -110,6 +118,22 @@ def test_a_statement_for_one_user_goes_to_one_shard(sharded: Database, name: str
     touched = {relation for plan in plans for relation in scanned(plan)}
     assert touched, "nothing was read"
     assert touched <= {f"users{home}", f"balance_changes{home}", "users", "balance_changes"}  # the last two as a whole
+
+
+async def test_a_partitioned_journal_keeps_keys_unique(partitioned: Database) -> None:
+    partitioned.open(dict.fromkeys(range(1, 21), 10))
+    settings = Settings(database_url=partitioned.url)
+    async with committing(settings) as one, committing(settings) as other:
+        storm = [
+            committer.submit(Change(user_id, -1, f"k{number % 3}"))
+            for number in range(60)
+            for user_id in range(1, 21)
+            for committer in (one, other)
+        ]
+        outcomes = await asyncio.gather(*storm)
+    assert {type(outcome) for outcome in outcomes} == {Applied}
+    assert partitioned.execute("SELECT DISTINCT balance, version FROM users") == [(7, 3)]
+    assert verify(partitioned.url).differences == []
 
 
 @pytest.mark.parametrize("name", sorted(OF_ALL_USERS))
