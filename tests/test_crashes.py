@@ -17,8 +17,6 @@ from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service
 
-pytestmark = pytest.mark.over_both_statements
-
 RACE = 10_000
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
@@ -71,6 +69,7 @@ def applied_in_journal(url: str) -> tuple[int, int]:
     return row[0], row[1]
 
 
+@pytest.mark.over_both_statements
 async def test_the_database_dies_in_the_middle_of_the_race(server: KillableServer, tmp_path: Path) -> None:
     """Without a single retry by a client: 5,000 and 5,000, as long as an outage is shorter than the deadline."""
     async with (
@@ -119,6 +118,7 @@ async def test_an_outage_longer_than_the_deadline(server: KillableServer, tmp_pa
     assert applied_in_journal(server.url) == (RACE - 8_000, 4_000)
 
 
+@pytest.mark.over_both_statements
 async def test_the_service_dies_in_the_middle_of_the_race(server: KillableServer, tmp_path: Path) -> None:
     """Callers ask again, with their keys, a second service and the first one restarted: each withdrawal counts once."""
     environment = {"DATABASE_URL": server.url}
