@@ -14,10 +14,11 @@ import msgspec
 import psycopg
 
 from atomic_balance.connections import UnreachableError, connection_pool
+from atomic_balance.counting import shared_numbers
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.logs import set_up_logs
 from atomic_balance.messages import Balance, UserId
-from atomic_balance.metrics import Metrics, shared_numbers
+from atomic_balance.metrics import Metrics
 from atomic_balance.migrations import migrate
 from atomic_balance.serving import StartError, check_schema, listen, run, serve, stop_on_signals
 from atomic_balance.settings import Settings, WrongSettingError, read_settings

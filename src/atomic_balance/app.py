@@ -15,11 +15,12 @@ from msgspec import json
 from atomic_balance import handlers
 from atomic_balance.authorization import require_token
 from atomic_balance.connections import UnreachableError, connection_pool
+from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
 from atomic_balance.logs import REQUEST_ID
-from atomic_balance.metrics import Metrics, shared_numbers
+from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, connect

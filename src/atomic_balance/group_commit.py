@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
 from atomic_balance.connections import UnreachableError
-from atomic_balance.metrics import Numbers
+from atomic_balance.counting import Numbers
 from atomic_balance.planning import refusal
 from atomic_balance.store import Answers, Judged, Recorded, Refusing, Session, State, StatementError
 from atomic_balance.waiting import Batch, Waiting, WaitingAccount

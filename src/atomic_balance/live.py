@@ -8,8 +8,8 @@ from aiohttp import hdrs, web
 from msgspec import Struct, json
 
 from atomic_balance.changes import Refusal
+from atomic_balance.counting import Numbers
 from atomic_balance.handlers import DRAINING, METRICS, PAGE_HEADERS
-from atomic_balance.metrics import Numbers
 
 _PAGE = resources.files("atomic_balance.pages").joinpath("live.html").read_bytes()
 _PERIOD_SECONDS = 1.0

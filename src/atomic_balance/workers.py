@@ -16,7 +16,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from atomic_balance.metrics import Metrics, Numbers, shared_numbers
+from atomic_balance.counting import Numbers, shared_numbers
+from atomic_balance.metrics import Metrics
 from atomic_balance.serving import BACKLOG, run, serve, stop_on_signals
 from atomic_balance.settings import Settings
 
