@@ -104,4 +104,6 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
+    if request.app[handlers.DRAINING].is_set():
+        response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response

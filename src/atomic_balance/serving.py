@@ -25,6 +25,7 @@ log = logging.getLogger("atomic_balance")
 
 BACKLOG = 10_000
 _GC_THRESHOLD = 100_000
+_FIRST_REQUEST_SECONDS = 0.1
 
 
 class StartError(Exception):
@@ -78,14 +79,18 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], metrics:
     """Serve on `listeners` until `stop` is set; then what was accepted is still answered."""
     _raise_file_limit()
     async with _running(settings, metrics) as runner:
-        for listener in listeners:
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        sites = [web.SockSite(runner, listener, backlog=BACKLOG) for listener in listeners]
+        for site in sites:
+            await site.start()
         metrics.publish()
         _spare_the_garbage_collector()
         await stop.wait()
         log.info("stopping: what was accepted is still answered")
         runner.app[DRAINING].set()
         await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
+        for site in sites:
+            await site.stop()
+        await asyncio.sleep(_FIRST_REQUEST_SECONDS)  # for who has just connected
 
 
 @contextlib.asynccontextmanager
