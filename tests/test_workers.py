@@ -21,7 +21,7 @@ REFUSED = (400, '{"error":"Insufficient funds"}')
 
 @pytest.fixture
 async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS)}
+    environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), "DRAIN_SECONDS": "1"}
     async with running_service(environment, tmp_path) as running:
         yield running
 

@@ -25,7 +25,7 @@ log = logging.getLogger("atomic_balance")
 
 BACKLOG = 10_000
 _GC_THRESHOLD = 100_000
-_FIRST_REQUEST_SECONDS = 0.1
+_POLL_SECONDS = 0.01
 
 
 class StartError(Exception):
@@ -90,7 +90,10 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], metrics:
         await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
         for site in sites:
             await site.stop()
-        await asyncio.sleep(_FIRST_REQUEST_SECONDS)  # for who has just connected
+        with contextlib.suppress(TimeoutError):  # who has just connected sends a request yet
+            async with asyncio.timeout(settings.drain_seconds):
+                while runner.server and runner.server.connections:  # noqa: ASYNC110 - nothing tells when they have gone
+                    await asyncio.sleep(_POLL_SECONDS)
 
 
 @contextlib.asynccontextmanager

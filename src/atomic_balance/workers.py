@@ -49,7 +49,7 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], r
         workers=settings.workers,
         worker_class=_Worker,
         timeout=_FROZEN_SECONDS,
-        graceful_timeout=int(settings.drain_seconds + settings.shutdown_seconds + _MARGIN_SECONDS),
+        graceful_timeout=int(2 * settings.drain_seconds + settings.shutdown_seconds + _MARGIN_SECONDS),
         logger_class=_Logger,
         control_socket_disable=True,
         when_ready=lambda _: ready(),
