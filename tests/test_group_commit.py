@@ -634,7 +634,8 @@ async def test_a_client_that_goes_before_its_change_is_sent_leaves_its_place(dat
             for future in (committer.submit(Change(1, -1)), committer.submit(Change(2, -1))):
                 future.cancel()
             proxy.greet = None
-            await until(lambda: len(database.journal(1) + database.journal(2)) == 2)
+            await until(lambda: not committer.waiting_count)
+            assert len(database.journal(1) + database.journal(2)) == 2
             assert await all_of(*(committer.submit(Change(user_id, -1)) for user_id in (1, 2))) == [Applied(8)] * 2
 
 
