@@ -300,7 +300,10 @@ async def test_a_service_without_its_database_lives_but_is_not_ready(aiohttp_cli
     assert (status, json.loads(body)["checks"]["database"]) == (503, "does not answer")
     async with client.post("/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-        assert await answer.text() == '{"error":"Service unavailable: the change was not applied, try again"}'
+        assert (
+            await answer.text()
+            == '{"error":"Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"}'
+        )
 
 
 async def test_a_service_with_the_schema_behind_is_not_ready(

@@ -82,7 +82,7 @@ async def test_a_change_beyond_the_waiting_places_is_turned_away_at_once(databas
             waiting = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1)), committer.submit(Change(2, 5))]
             beyond = committer.submit(Change(2, 5))
             assert beyond.done()
-            assert beyond.result() is Undecided.NOT_APPLIED
+            assert beyond.result() is Undecided.TURNED_AWAY
             assert not any(future.done() for future in waiting)
             proxy.greet = None
             assert await all_of(*waiting) == [Applied(9), Applied(8), Applied(15)]
@@ -96,7 +96,7 @@ async def test_one_account_can_take_only_its_share_of_the_waiting_places(databas
         limits = Settings(database_url=url, waiting_changes_max=10, waiting_changes_per_account_max=2)
         async with committing(limits) as committer:
             waiting = [committer.submit(Change(1, -1)) for _ in range(2)]
-            assert [committer.submit(Change(1, -1)).result() for _ in range(20)] == [Undecided.NOT_APPLIED] * 20
+            assert [committer.submit(Change(1, -1)).result() for _ in range(20)] == [Undecided.TURNED_AWAY] * 20
             waiting += [committer.submit(Change(2, -1)) for _ in range(2)]
             assert not any(future.done() for future in waiting)
             proxy.greet = None
@@ -115,7 +115,7 @@ async def test_changes_that_expired_leave_their_places(database: Database) -> No
             for _ in range(3):
                 waiting = [committer.submit(Change(1, -1, "a")), committer.submit(Change(1, -1))]
                 assert not any(future.done() for future in waiting)
-                assert await all_of(*waiting) == [Undecided.NOT_APPLIED] * 2
+                assert await all_of(*waiting) == [Undecided.TURNED_AWAY] * 2
     assert database.journal(1) == []
 
 
@@ -131,7 +131,7 @@ async def test_turned_away_is_503_with_retry_after_at_once(aiohttp_client: Aioht
                 return answer.status, await answer.text(), answer.headers.get("Retry-After"), time.monotonic() - started
 
         answers = await asyncio.gather(*(ask() for _ in range(10)))
-        text = '{"error":"Service unavailable: the change was not applied, try again"}'
+        text = '{"error":"Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"}'
         assert {answer[:3] for answer in answers} == {(503, text, "1")}
         assert sum(answer[3] > 0.5 for answer in answers) == 1  # the one that found a place
 
@@ -145,7 +145,7 @@ async def test_without_a_connection_a_change_waits_until_its_deadline(database: 
         proxy.greet = Link.cut
         async with committing(Settings(database_url=url, deadline_seconds=1)) as committer:
             started = time.monotonic()
-            assert await committer.submit(Change(1, -1, "k")) is Undecided.NOT_APPLIED
+            assert await committer.submit(Change(1, -1, "k")) is Undecided.TURNED_AWAY
             assert time.monotonic() - started > 0.5
             proxy.greet = None
             await until(lambda: database.connected())
@@ -173,7 +173,7 @@ async def test_too_many_connections_is_no_connection(database: Database, debug_l
         async with committing(Settings(database_url=url, deadline_seconds=2)) as committer:
             late = committer.submit(Change(1, -1))
             await until(lambda: "TooManyConnectionsError" in debug_log.text)
-            assert await all_of(late) == [Undecided.NOT_APPLIED]
+            assert await all_of(late) == [Undecided.TURNED_AWAY]
             waiting = committer.submit(Change(1, -1))
             database.execute(f"ALTER ROLE {role} CONNECTION LIMIT 20")
             assert await all_of(waiting) == [Applied(9)]
@@ -194,7 +194,7 @@ async def test_a_server_that_is_shutting_down_is_no_connection(
         async with committing(Settings(database_url=url, deadline_seconds=1)) as committer:
             late = committer.submit(Change(1, -1))
             await until(lambda: "CannotConnectNowError" in debug_log.text)
-            assert await all_of(late) == [Undecided.NOT_APPLIED]
+            assert await all_of(late) == [Undecided.TURNED_AWAY]
         async with committing(Settings(database_url=url)) as committer:
             waiting = committer.submit(Change(1, -1))
             first.close()
@@ -211,7 +211,7 @@ async def test_what_is_queued_behind_a_statement_at_its_deadline_was_never_sent(
             in_flight = committer.submit(Change(1, -1, reference="in flight"))
             link = await struck
             behind = [committer.submit(Change(2, -1)), committer.submit(Change(1, -1))]
-            assert await all_of(in_flight, *behind) == [Undecided.UNKNOWN, *[Undecided.NOT_APPLIED] * 2]
+            assert await all_of(in_flight, *behind) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 2]
             link.release()
             await until(lambda: database.journal(1))
             assert await committer.submit(Change(2, -1)) == Applied(9)
@@ -261,7 +261,7 @@ async def test_a_change_blocked_until_its_deadline_is_surely_not_applied(
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
         with database.holding(1):
             blocked = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1, "k"))]
-            assert await all_of(*blocked) == [Undecided.NOT_APPLIED] * 2
+            assert await all_of(*blocked) == [Undecided.TURNED_AWAY] * 2
         assert "LockNotAvailableError" in debug_log.text
         assert await committer.submit(Change(1, -2)) == Applied(8)
     assert [row.amount for row in database.journal(1)] == [-2]
@@ -350,9 +350,9 @@ async def test_a_server_that_cannot_write_until_the_deadline_has_surely_not_appl
         committing(Settings(database_url=url, deadline_seconds=1)) as committer,
     ):
         late = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1, "k"))]
-        await until(lambda: "READ_ONLY" in debug_log.text)
+        await until(lambda: "CANNOT_WRITE" in debug_log.text)
         proxy.greet = Link.cut  # so that it is not in flight again at its deadline
-        assert await all_of(*late) == [Undecided.NOT_APPLIED] * 2
+        assert await all_of(*late) == [Undecided.TURNED_AWAY] * 2
     assert database.journal(1) == []
 
 
@@ -401,7 +401,7 @@ async def test_a_key_that_stays_in_doubt_until_the_deadline_is_surely_not_applie
             doubtful = committer.submit(Change(1, -1, "k"))
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
-            assert await all_of(doubtful) == [Undecided.NOT_APPLIED]
+            assert await all_of(doubtful) == [Undecided.TURNED_AWAY]
     assert database.balance(1) == 10
 
 
@@ -413,7 +413,7 @@ async def test_a_refusal_whose_key_is_in_doubt_delays_its_own_account_alone(data
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
             assert not doubtful.done()
-            assert await all_of(doubtful) == [Undecided.NOT_APPLIED]
+            assert await all_of(doubtful) == [Undecided.TURNED_AWAY]
 
 
 # Rejected: the fault of one change
@@ -499,7 +499,7 @@ async def test_an_account_is_carried_by_one_lane_at_a_time(database: Database) -
             with database.holding(1):
                 await asyncio.sleep(0.6)
                 follower = committer.submit(Change(1, -2))
-                assert await all_of(*alone) == [Undecided.NOT_APPLIED] * 2
+                assert await all_of(*alone) == [Undecided.TURNED_AWAY] * 2
                 await until(database.blocked)
                 proxy.greet = None
                 for link in proxy.links:
@@ -604,7 +604,7 @@ async def test_twins_share_what_is_not_an_outcome(database: Database) -> None:
         proxy.greet = Link.cut
         async with committing(Settings(database_url=url, deadline_seconds=0.2)) as committer:
             twins = [committer.submit(Change(1, -1, "k")) for _ in range(3)]
-            assert await all_of(*twins) == [Undecided.NOT_APPLIED] * 3
+            assert await all_of(*twins) == [Undecided.TURNED_AWAY] * 3
 
 
 # Clients that vanish

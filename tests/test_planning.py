@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from atomic_balance.changes import BALANCE_LIMIT, Change, Refusal
 from atomic_balance.planning import covered_prefix, refusal
-from atomic_balance.waiting import Waiting, WaitingAccount
+from atomic_balance.waiting import WaitingAccount, WaitingChange
 
 amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
 balances = st.one_of(st.integers(-30, 30), st.just(BALANCE_LIMIT - 5))
@@ -70,7 +70,7 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
     account.balance, account.minimum_balance = balance, minimum
     loop = asyncio.get_event_loop_policy().get_event_loop()
     for number, (amount, answered) in enumerate(changes):
-        waiting = Waiting(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
+        waiting = WaitingChange(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
         account.changes.append(waiting)
         if answered:
             waiting.answered = True

@@ -80,6 +80,7 @@ def limits(settings: Settings) -> Limits:
         waiting_changes_per_account=settings.waiting_changes_per_account_max,
         deadline_seconds=settings.deadline_seconds,
         landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
+        lock_seconds=settings.lock_seconds,
     )
 
 

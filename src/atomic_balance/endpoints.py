@@ -84,7 +84,7 @@ ENDPOINTS = (
             "balance_limit_exceeded",
             "user_not_found",
             "idempotency_key_reused",
-            "not_applied",
+            "turned_away",
             "outcome_unknown",
         ),
         body=BalanceUpdate,

@@ -32,7 +32,9 @@ PROBLEMS: Mapping[str, Problem] = {
     "unsupported_media_type": Problem(415, "Content-Type: expected application/json"),
     "idempotency_key_reused": Problem(422, "Idempotency-Key: already used for another change of this user"),
     "internal_error": Problem(500, "Internal server error"),
-    "not_applied": Problem(503, "Service unavailable: the change was not applied, try again"),
+    "turned_away": Problem(
+        503, "Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"
+    ),
     "unavailable": Problem(503, "Service unavailable: try again"),
     "outcome_unknown": Problem(
         504,
