@@ -136,6 +136,30 @@ async def test_turned_away_is_503_with_retry_after_at_once(aiohttp_client: Aioht
         assert sum(answer[3] > 0.5 for answer in answers) == 1  # the one that found a place
 
 
+async def test_duplicates_share_the_place_of_their_first(database: Database) -> None:
+    """Also where every place is taken: who asks again is no further change."""
+    database.open({1: 10, 2: 10})
+    async with database.proxied() as (proxy, url):
+        proxy.greet = Link.cut
+        limits = Settings(database_url=url, waiting_changes_max=3, waiting_changes_per_account_max=2)
+        async with committing(limits) as committer:
+            first = committer.submit(Change(1, -1, "k"))
+            duplicates = [committer.submit(Change(1, -1, "k")) for _ in range(2)]
+            assert committer.waiting_count == 1
+            others = [committer.submit(Change(1, -1)), committer.submit(Change(2, -1))]
+            assert committer.full
+            assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
+            assert committer.submit(Change(1, -2, "k")).result() is Undecided.KEY_REUSED
+            late = committer.submit(Change(2, -1, "other"))
+            assert late.result() is Undecided.TURNED_AWAY
+            beyond = committer.submit(Change(1, -1, "k"))
+            assert beyond.result() is Undecided.TURNED_AWAY  # a change can have only so many duplicates
+            assert not any(future.done() for future in (first, *duplicates, *others))
+            proxy.greet = None
+            assert await all_of(first, *duplicates) == [Applied(9), *[Applied(9, replayed=True)] * 2]
+            assert await all_of(*others) == [Applied(8), Applied(9)]
+
+
 # No connection
 
 
@@ -252,6 +276,51 @@ async def test_more_blocked_rows_than_lanes_take_turns(database: Database) -> No
             assert not any(future.done() for future in blocked)
             holder.commit()
             assert await all_of(*blocked) == [Applied(9)] * 10
+
+
+async def test_many_blocked_rows_hold_up_nobody_else(database: Database, debug_log: pytest.LogCaptureFixture) -> None:
+    """The rows that are held are asked for all at once: one statement finds out, not one for each of them."""
+    users, held = range(1, 401), range(1, 401, 2)
+    database.open(dict.fromkeys(users, 10))
+    async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
+        with database.session("UPDATE users SET balance = balance WHERE id % 2 = 1") as holder:
+            waiting = {user_id: committer.submit(Change(user_id, -1)) for user_id in users}
+            free = [waiting[user_id] for user_id in users if user_id not in held]
+            assert await all_of(*free) == [Applied(9)] * len(free)
+            of_the_load = [record for record in debug_log.records if "changes: CONTENDED" in record.getMessage()]
+            assert len([one for one in of_the_load if "with 1 changes" not in one.getMessage()]) < 10
+            for left in range(8, 3, -1):
+                again = [committer.submit(Change(user_id, -1)) for user_id in users if user_id not in held]
+                assert await all_of(*again) == [Applied(left)] * len(again)
+            assert not any(waiting[user_id].done() for user_id in held)
+            holder.rollback()
+            assert await all_of(*(waiting[user_id] for user_id in held)) == [Applied(9)] * len(held)
+
+
+async def test_a_row_that_several_transactions_hold_is_found_by_halves(database: Database) -> None:
+    """Its header names no transaction, so it can't be asked for."""
+    database.open(dict.fromkeys(range(1, 41), 10))
+    share = "SELECT FROM users WHERE id = 7 FOR SHARE"
+    async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
+        with database.session(share), database.session(share):
+            waiting = [committer.submit(Change(user_id, -1)) for user_id in range(1, 41)]
+            blocked = waiting.pop(6)
+            assert await all_of(*waiting) == [Applied(9)] * 39
+            assert not blocked.done()
+        assert await all_of(blocked) == [Applied(9)]
+
+
+async def test_a_row_that_was_held_once_is_not_taken_for_held(database: Database) -> None:
+    """A transaction that was rolled back leaves its number in the rows, as a batch that failed does."""
+    database.open({1: 10, 2: 10})
+    for statement in ("UPDATE users SET balance = balance", "SAVEPOINT one; UPDATE users SET balance = balance"):
+        async with committing(Settings(database_url=database.url)) as committer:
+            session = await committer._connect()
+            with database.session(statement) as holder:
+                assert await session.held_accounts([1, 2, 3]) == {1, 2}
+                holder.rollback()
+            assert await session.held_accounts([1, 2, 3]) == set()
+            await session.close()
 
 
 async def test_a_change_blocked_until_its_deadline_is_surely_not_applied(
@@ -650,3 +719,33 @@ async def test_a_twin_gets_its_outcome_though_the_first_client_has_gone(database
         assert await all_of(twins[1]) == [Applied(9, replayed=True)]
         assert await committer.submit(Change(1, -1, "k")) == Applied(9, replayed=True)
     assert len(database.journal(1)) == 1
+
+
+# A fault of the service's own
+
+
+async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_service_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch, debug_log: pytest.LogCaptureFixture
+) -> None:
+    """What is in flight is unknown; nothing else was sent; whoever comes later is turned away."""
+    database.open({1: 10, 2: 10})
+    told: list[str] = []
+    async with database.proxied() as (proxy, url), committing(Settings(database_url=url)) as committer:
+        monkeypatch.setattr(committer, "_on_failure", lambda: told.append("failed"))
+        struck = proxy.strike(b"in flight", Link.hold)
+        in_flight = committer.submit(Change(1, -1, "k", "in flight"))
+        await struck
+        waiting = [
+            committer.submit(Change(1, -1)),
+            committer.submit(Change(2, -1)),
+            committer.submit(Change(2, 1, "l")),
+        ]
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("unforeseen")
+
+        monkeypatch.setattr(committer._room, "due", fail)
+        assert await all_of(in_flight, *waiting) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 3]
+        assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
+    assert told == ["failed"]
+    assert "unforeseen" in debug_log.text

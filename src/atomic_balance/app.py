@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 
 from aiohttp import web
@@ -22,6 +22,7 @@ from atomic_balance.group_commit import GroupCommit, Limits
 from atomic_balance.logs import REQUEST_ID
 from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
+from atomic_balance.readiness import Readiness
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, connect
 
@@ -33,10 +34,12 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
 
 
-def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Application:
+def make_app(
+    settings: Settings, metrics: Metrics | None = None, on_failure: Callable[[], None] = lambda: None
+) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
-    `metrics`: where it counts; None: by itself.
+    `metrics`: where it counts; None: by itself. `on_failure`: called if changes can't be carried any more.
     """
     middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
@@ -61,10 +64,14 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        async with GroupCommit(lambda: connect(settings), limits(settings), metrics.own).running() as committer:
+        group_commit = GroupCommit(lambda: connect(settings), limits(settings), metrics.own, on_failure)
+        async with group_commit.running() as committer:
             metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
             app[handlers.GROUP_COMMIT] = committer
+            readiness = Readiness(app[handlers.STORE], committer, app[handlers.DRAINING], settings.deadline_seconds)
+            app[handlers.READINESS] = readiness
             yield
+            await readiness.close()
 
     app.cleanup_ctx.extend((store, group_commit))
     return app

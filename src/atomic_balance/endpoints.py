@@ -69,7 +69,7 @@ _ENTRY = {
     "idempotencyKey": "4711-1",
     "createdAt": "2026-01-31T12:00:00.000000Z",
 }
-_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "schema": "ok"}
+_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "commits": "ok", "schema": "ok"}
 
 ENDPOINTS = (
     Endpoint(
@@ -197,13 +197,13 @@ ENDPOINTS = (
         "GET",
         "/readyz",
         handlers.readyz,
-        "Whether the service can serve",
+        "Whether to send changes here",
         {
-            200: Reply(Readiness, "It can", {"status": "ok", "checks": _CHECKS}),
+            200: Reply(Readiness, "Yes", {"status": "ok", "checks": _CHECKS}),
             503: Reply(
                 Readiness,
-                "It can't, and why",
-                {"status": "unavailable", "checks": {**_CHECKS, "database": "does not answer", "schema": "not known"}},
+                "No, and why: stopping, full, behind, or for DEADLINE_SECONDS without a database or a commit",
+                {"status": "unavailable", "checks": {**_CHECKS, "database": "has not answered for 12.3 s"}},
             ),
         },
     ),

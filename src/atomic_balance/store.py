@@ -290,12 +290,14 @@ class Store:
             async with self._pool.acquire(timeout=self._settings.connect_seconds + seconds) as connection:
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
-                except FAULTS as error:
+                except Exception as error:
                     if state_after(error, self._settings.citus) in (State.UNKNOWN, State.CANNOT_WRITE):
                         connection.terminate()
                     raise
                 return rows
-        except FAULTS as error:
+        except UnreachableError:
+            raise
+        except Exception as error:
             if state_after(error, self._settings.citus) is State.REJECTED:
                 raise
             raise UnreachableError from error
