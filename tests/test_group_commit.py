@@ -323,7 +323,7 @@ async def test_a_row_that_was_held_once_is_not_taken_for_held(database: Database
             await session.close()
 
 
-async def test_a_change_blocked_until_its_deadline_is_surely_not_applied(
+async def test_a_change_blocked_until_its_deadline_is_turned_away(
     database: Database, debug_log: pytest.LogCaptureFixture
 ) -> None:
     database.open({1: 10})
@@ -406,7 +406,7 @@ async def test_a_server_without_room_is_asked_again(database: Database, code: st
 
 
 @pytest.mark.parametrize("why", ["read-only", "full"])
-async def test_a_server_that_cannot_write_until_the_deadline_has_surely_not_applied_it(
+async def test_a_server_that_cannot_write_until_the_deadline_has_turned_away_it(
     database: Database, debug_log: pytest.LogCaptureFixture, why: str
 ) -> None:
     database.open({1: 10})
@@ -463,7 +463,7 @@ async def test_a_key_that_another_session_lets_go_of_is_applied(database: Databa
         assert await all_of(waiting) == [Applied(9)]
 
 
-async def test_a_key_that_stays_in_doubt_until_the_deadline_is_surely_not_applied(database: Database) -> None:
+async def test_a_key_that_stays_in_doubt_until_the_deadline_is_turned_away(database: Database) -> None:
     database.open({1: 10, 2: 10})
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
         with database.session(TAKE_KEY):

@@ -376,7 +376,7 @@ def rejected(database: Database, *_: object) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [unreachable, blocked, read_only, full, no_such_user, rejected])
-async def test_what_was_once_unknown_is_never_said_to_be_surely_not_applied(
+async def test_what_was_once_unknown_is_never_said_to_be_turned_away(
     database: Database, obstacle: Callable[[Database, FaultProxy, contextlib.ExitStack], None]
 ) -> None:
     database.open({1: 10})
