@@ -124,7 +124,7 @@ async def test_bad_input_names_the_member_and_changes_nothing(client: Client, bo
     assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
 
 
-@pytest.mark.parametrize("user_id", ["0", "-1", "x", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
+@pytest.mark.parametrize("user_id", ["0", "-1", "x", "{1}", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
 async def test_a_bad_user_id_in_the_path(client: Client, user_id: str) -> None:
     assert await ask(client, "GET", f"/api/users/{user_id}") == (400, f'{{"error":"userId: expected {USER_ID}"}}')
 

@@ -44,7 +44,7 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
     app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
-    app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
+    app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
     if metrics is None:
         (numbers,) = shared_numbers(1)
@@ -78,6 +78,11 @@ def limits(settings: Settings) -> Limits:
         lanes=settings.lanes,
         waiting_changes=settings.waiting_changes_max,
         waiting_changes_per_account=settings.waiting_changes_per_account_max,
+def _pattern(path: str) -> str:
+    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
+
+
         deadline_seconds=settings.deadline_seconds,
         landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
     )
