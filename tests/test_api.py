@@ -270,6 +270,27 @@ async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    "codings", [["gzip"], ["GZIP"], ["deflate"], ["br"], ["x-unknown"], ["identity, gzip"], ["identity", "gzip"]]
+)
+async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(client: Client, codings: list[str]) -> None:
+    await opened(client, 1, 10)
+    headers = [("Content-Type", "application/json"), *(("Content-Encoding", coding) for coding in codings)]
+    data = b'{"userId":1,"amount":1}'
+    for method, path in (("POST", "/api/balance/update"), ("PUT", "/api/users/1"), ("GET", "/healthz"), ("GET", "/no")):
+        async with client.request(method, path, data=data, headers=headers) as answer:
+            assert (answer.status, answer.headers["Accept-Encoding"]) == (415, "identity")
+            assert await answer.text() == '{"error":"Content-Encoding: expected none, or identity"}'
+    assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+async def test_the_identity_encoding_is_fine(client: Client, coding: str) -> None:
+    await opened(client, 1, 10)
+    body = b'{"userId":1,"amount":1}'
+    assert (await ask(client, "POST", "/api/balance/update", body, **{"Content-Encoding": coding}))[0] == 200
+
+
 async def test_a_wrong_method_and_an_unknown_path(client: Client) -> None:
     async with client.get("/api/balance/update") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")

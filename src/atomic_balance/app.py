@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
@@ -41,7 +41,12 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
     middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
         middlewares.append(require_token(settings.api_tokens))
-    app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
+    app = web.Application(
+        middlewares=middlewares,
+        client_max_size=settings.body_bytes_max,
+        # What a small body inflates to would hold up everybody, before any handler could refuse it.
+        handler_args={"auto_decompress": False},
+    )
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
@@ -70,6 +75,11 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
     return app
 
 
+def _pattern(path: str) -> str:
+    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
+
+
 def limits(settings: Settings) -> Limits:
     """The limits of the group commit by the settings."""
     return Limits(
@@ -78,11 +88,6 @@ def limits(settings: Settings) -> Limits:
         lanes=settings.lanes,
         waiting_changes=settings.waiting_changes_max,
         waiting_changes_per_account=settings.waiting_changes_per_account_max,
-def _pattern(path: str) -> str:
-    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
-    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
-
-
         deadline_seconds=settings.deadline_seconds,
         landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
     )
@@ -91,12 +96,15 @@ def _pattern(path: str) -> str:
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
-    request_ids = request.app[_REQUEST_IDS]
-    request_id = request.headers.get(REQUEST_ID_HEADER, "")
+    app, headers = request.app, request.headers
+    request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
+        request_ids = app[_REQUEST_IDS]
         request_id = next(request_ids)
     REQUEST_ID.set(request_id)
     try:
+        if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
+            raise ApiError("unsupported_content_encoding")
         response = await handler(request)
     except ApiError as error:
         response = error_response(request, error.code, error.text)
@@ -109,6 +117,11 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
-    if request.app[handlers.DRAINING].is_set():
+    if app[handlers.DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response
+
+
+def _is_encoded(request: web.Request) -> bool:
+    codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).split(",")
+    return not {coding.strip().lower() for coding in codings} <= {"", "identity"}
