@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 
 from aiohttp import hdrs, web
@@ -13,12 +13,13 @@ from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
 from atomic_balance import handlers
-from atomic_balance.authorization import require_token
+from atomic_balance.authorization import OPEN_PATHS, require_token
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.hosts import host_check
 from atomic_balance.logs import REQUEST_ID
 from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
@@ -31,6 +32,7 @@ REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
+_HOST_CHECK: web.AppKey[Callable[[str], bool] | None] = web.AppKey("host_check")
 
 
 def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Application:
@@ -47,6 +49,7 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
         # What a small body inflates to would hold up everybody, before any handler could refuse it.
         handler_args={"auto_decompress": False},
     )
+    app[_HOST_CHECK] = None if settings.api_tokens else host_check(settings)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
@@ -105,6 +108,9 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
             raise ApiError("unsupported_content_encoding")
+        is_answered = app[_HOST_CHECK]
+        if is_answered and not is_answered(headers.get(hdrs.HOST, "")) and request.path not in OPEN_PATHS:
+            raise ApiError("misdirected_request")
         response = await handler(request)
     except ApiError as error:
         response = error_response(request, error.code, error.text)

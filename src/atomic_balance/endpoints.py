@@ -25,7 +25,7 @@ from atomic_balance.messages import (
 )
 
 _ENCODED = "unsupported_content_encoding"
-_DOOR_ERRORS = ("unauthorized", _ENCODED)
+_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
     *_DOOR_ERRORS,
     "request_timeout",
@@ -236,7 +236,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
         },
-        errors=(_ENCODED,),
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",
@@ -247,7 +247,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which asks those for a token who sent none", content_type="text/html"),
         },
-        errors=(_ENCODED,),
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",

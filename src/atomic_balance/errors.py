@@ -31,6 +31,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "body_too_large": Problem(413, "Body too large"),
     "unsupported_media_type": Problem(415, "Content-Type: expected application/json"),
     "unsupported_content_encoding": Problem(415, "Content-Encoding: expected none, or identity"),
+    "misdirected_request": Problem(421, "Host: expected a name of this service (the setting ALLOWED_HOSTS adds names)"),
     "idempotency_key_reused": Problem(422, "Idempotency-Key: already used for another change of this user"),
     "internal_error": Problem(500, "Internal server error"),
     "not_applied": Problem(503, "Service unavailable: the change was not applied, try again"),
