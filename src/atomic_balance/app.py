@@ -8,17 +8,18 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
 from atomic_balance import handlers
-from atomic_balance.authorization import require_token
+from atomic_balance.authorization import OPEN_PATHS, require_token
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.hosts import host_check
 from atomic_balance.logs import REQUEST_ID
 from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
@@ -32,6 +33,7 @@ REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
+_HOST_CHECK: web.AppKey[Callable[[str], bool] | None] = web.AppKey("host_check")
 
 
 def make_app(
@@ -44,10 +46,16 @@ def make_app(
     middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
         middlewares.append(require_token(settings.api_tokens))
-    app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
+    app = web.Application(
+        middlewares=middlewares,
+        client_max_size=settings.body_bytes_max,
+        # What a small body inflates to would hold up everybody, before any handler could refuse it.
+        handler_args={"auto_decompress": False},
+    )
+    app[_HOST_CHECK] = None if settings.api_tokens else host_check(settings)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
-    app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
+    app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
     if metrics is None:
         (numbers,) = shared_numbers(1)
@@ -77,6 +85,11 @@ def make_app(
     return app
 
 
+def _pattern(path: str) -> str:
+    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
+
+
 def limits(settings: Settings) -> Limits:
     """The limits of the group commit by the settings."""
     return Limits(
@@ -94,12 +107,18 @@ def limits(settings: Settings) -> Limits:
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
-    request_ids = request.app[_REQUEST_IDS]
-    request_id = request.headers.get(REQUEST_ID_HEADER, "")
+    app, headers = request.app, request.headers
+    request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
+        request_ids = app[_REQUEST_IDS]
         request_id = next(request_ids)
     REQUEST_ID.set(request_id)
     try:
+        if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
+            raise ApiError("unsupported_content_encoding")
+        is_answered = app[_HOST_CHECK]
+        if is_answered and not is_answered(headers.get(hdrs.HOST, "")) and request.path not in OPEN_PATHS:
+            raise ApiError("misdirected_request")
         response = await handler(request)
     except ApiError as error:
         response = error_response(request, error.code, error.text)
@@ -112,6 +131,11 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
-    if request.app[handlers.DRAINING].is_set():
+    if app[handlers.DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response
+
+
+def _is_encoded(request: web.Request) -> bool:
+    codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).split(",")
+    return not {coding.strip().lower() for coding in codings} <= {"", "identity"}

@@ -24,15 +24,17 @@ from atomic_balance.messages import (
     UpdateResults,
 )
 
+_ENCODED = "unsupported_content_encoding"
+_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
-    "unauthorized",
+    *_DOOR_ERRORS,
     "request_timeout",
     "invalid_request",
     "body_too_large",
     "unsupported_media_type",
     "internal_error",
 )
-_STORE_ERRORS = ("unauthorized", "invalid_request", "internal_error", "unavailable")
+_STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -192,6 +194,7 @@ ENDPOINTS = (
         handlers.healthz,
         "Whether the process lives",
         {200: Reply(Health, "It does", {"status": "ok"})},
+        errors=(_ENCODED,),
     ),
     Endpoint(
         "GET",
@@ -206,6 +209,7 @@ ENDPOINTS = (
                 {"status": "unavailable", "checks": {**_CHECKS, "database": "has not answered for 12.3 s"}},
             ),
         },
+        errors=(_ENCODED,),
     ),
     Endpoint(
         "GET",
@@ -213,7 +217,7 @@ ENDPOINTS = (
         handlers.metrics,
         "What is counted and measured, for Prometheus",
         {200: Reply(None, "The metrics", content_type="text/plain")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -221,7 +225,7 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -232,6 +236,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
         },
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",
@@ -242,6 +247,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which asks those for a token who sent none", content_type="text/html"),
         },
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",
@@ -249,6 +255,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
 )

@@ -62,6 +62,7 @@ PAGE_HEADERS = {
 T = TypeVar("T", bound=msgspec.Struct)
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _decode_update = msgspec.json.Decoder(BalanceUpdate)
 _decode_updates = msgspec.json.Decoder(BalanceUpdates)
 _decode_opening = msgspec.json.Decoder(AccountOpening)
@@ -228,13 +229,16 @@ def _parameters(shape: type[T], given: Mapping[str, str]) -> T:
 
 
 def _idempotency_key(request: web.Request) -> str | None:
-    """The caller's key, without the quotes of a structured field's string; None if it sent none."""
+    """The caller's key; None if it sent none. What begins with a quote is a structured field's string (RFC 8941)."""
     headers = request.headers
     key = headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return None
-    if len(key) > 2 and key[0] == key[-1] == '"':
-        key = key[1:-1]
+    if key[:1] == '"':
+        quoted = _QUOTED.fullmatch(key)
+        if not quoted:
+            raise ApiError("invalid_request", f"{IDEMPOTENCY_KEY}: expected a quoted string, as it begins with a quote")
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
     if not _KEY.fullmatch(key) or len(headers.getall(IDEMPOTENCY_KEY)) > 1:
         raise ApiError("invalid_request", f"{IDEMPOTENCY_KEY}: expected one, of 1 to 255 visible ASCII characters")
     return key

@@ -15,6 +15,8 @@ from atomic_balance.expectations import explain
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^@/?#,:\[\]]*)(:\d{1,5})?"
 _DATABASE_URL = rf"^postgres(ql)?(\+psycopg)?://([^@/?#]*@)?{_HOST}(,{_HOST})*(/[^?#]*)?(\?[^#]*)?$"
 
+_NAME = r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])"
+
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000, description="a number of changes, 1 to 10000000")]
@@ -32,6 +34,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
             Meta(
                 pattern=r"\A[!-+\--~]+( *, *[!-+\--~]+)*\Z",
                 description="a token of visible ASCII characters, or several with commas between them",
+            ),
+        ]
+        | None
+    ) = None
+    allowed_hosts: (
+        Annotated[
+            str,
+            Meta(
+                pattern=rf"\A{_NAME}( *, *{_NAME})*\Z",
+                description="a host name or address without a port, or several with commas between them",
             ),
         ]
         | None
@@ -89,6 +101,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     def api_tokens(self) -> list[str]:
         """The tokens of which a caller must send one; none: everybody may ask."""
         return [token.strip() for token in (self.api_token or "").split(",") if token.strip()]
+
+    @property
+    def allowed_host_names(self) -> list[str]:
+        """The names that the service answers to, without a token, beside its own."""
+        return [name.strip() for name in (self.allowed_hosts or "").split(",") if name.strip()]
 
     @property
     def url(self) -> str:
