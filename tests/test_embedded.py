@@ -21,6 +21,7 @@ import pytest
 
 from atomic_balance import embedded
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
+from tests.database import until
 from tests.killable import postmaster
 from tests.processes import ROOT, Service, run, running_service
 
@@ -141,15 +142,11 @@ async def withdrawals(service: Service) -> AsyncIterator[Counter[int]]:
 async def more(answers: Counter[int]) -> None:
     """Wait until changes are answered that were sent after now: more of them than are under way."""
     enough = answers.total() + 20
-    async with asyncio.timeout(30):
-        while answers.total() < enough:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: answers.total() >= enough)
 
 
 async def logged(service: Service, text: str) -> None:
-    async with asyncio.timeout(30):
-        while not any(text in line for line in service.log):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: any(text in line for line in service.log))
 
 
 PATIENT = {"DEADLINE_SECONDS": "20", "SHUTDOWN_SECONDS": "25"}
@@ -210,6 +207,20 @@ async def test_the_service_can_be_stopped_while_its_server_does_not_start(tmp_pa
         service.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert await service.process.wait() == 0
+
+
+async def test_data_that_have_gone_are_not_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data_dir = tmp_path / "data"
+    with embedded_postgres(data_dir) as url:
+        (cluster,) = data_dir.glob("postgres-*/")
+        running = postmaster(data_dir)
+        cluster.rename(tmp_path / "away")
+        os.kill(running, signal.SIGKILL)
+        await until(lambda: "can't be started again" in caplog.text)
+        assert not cluster.exists()
+        (tmp_path / "away").rename(cluster)
+        await until(lambda: "was started here again" in caplog.text)
+        psycopg.connect(url).close()
 
 
 _FORKING = """
