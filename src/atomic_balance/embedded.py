@@ -148,9 +148,13 @@ def _watch(
     server: subprocess.Popen[bytes], installation: _Installation, url: str, up: Future[None], stop: threading.Event
 ) -> None:
     """Wait until a server that was just started answers, and then until it ends or `stop` is set."""
+    warn_at = time.monotonic() + _START_SECONDS
     while not _answers(url):  # for as long as it lives: its recovery may take long
         if stop.is_set():
             return
+        if time.monotonic() > warn_at:
+            warn_at += _START_SECONDS
+            log.warning("PostgreSQL was started, and does not answer yet: see %s", installation.server_log)
         if server.poll() is not None:
             last = installation.server_log.read_text(errors="replace").strip().rsplit("\n", 1)[-1]
             raise EmbeddedPostgresError(f"PostgreSQL did not start: {last} (more in {installation.server_log})")
