@@ -29,6 +29,7 @@ from atomic_balance.settings import Settings
 from tests.committing import committing
 from tests.database import Database, until
 from tests.fault_proxy import Link
+from tests.killable import postmaster
 from tests.schema import make_schema
 
 pytestmark = pytest.mark.over_both_statements
@@ -63,11 +64,6 @@ def patient(url: str) -> Settings:
 async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
     async with asyncio.timeout(20):
         return await asyncio.gather(*futures)
-
-
-def postmaster(data_dir: Path) -> int:
-    (pid_file,) = data_dir.glob("postgres-*/postmaster.pid")
-    return int(pid_file.read_text().split()[0])
 
 
 # Waiting places
