@@ -12,8 +12,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
-from atomic_balance import handlers
+from atomic_balance import handlers, live
 from atomic_balance.authorization import require_token
+from atomic_balance.bodies import Bodies
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
@@ -41,8 +42,8 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
     middlewares: list[Middleware] = [answer]
     if settings.api_tokens:
         middlewares.append(require_token(settings.api_tokens))
-    app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
-    app[handlers.BODY_SECONDS] = settings.deadline_seconds
+    app = web.Application(middlewares=middlewares)
+    app[handlers.BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
@@ -50,6 +51,7 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
         (numbers,) = shared_numbers(1)
         metrics = Metrics(numbers, [numbers])
     app[handlers.METRICS] = metrics
+    app[live.PUBLISHER] = live.Publisher()
     of_process = secrets.token_hex(4)
     app[_REQUEST_IDS] = (f"{of_process}-{number:x}" for number in itertools.count(1))
 
@@ -66,7 +68,7 @@ def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Applicat
             app[handlers.GROUP_COMMIT] = committer
             yield
 
-    app.cleanup_ctx.extend((store, group_commit))
+    app.cleanup_ctx.extend((store, group_commit, live.publishing))
     return app
 
 
