@@ -14,8 +14,10 @@ import psutil
 import psycopg
 import pytest
 
-from atomic_balance.live import FOLLOWERS_MAX
+from atomic_balance import live
+from atomic_balance.counting import Numbers
 from atomic_balance.verify import verify
+from tests.conftest import Client
 from tests.processes import Service, running_service
 
 SOCKETS = 10_000
@@ -221,10 +223,27 @@ async def test_clients_that_go_away_are_no_error(database_url: str, tmp_path: Pa
         assert len(lines) < (10 if level == "info" else 300)
 
 
-async def test_a_thousand_live_pages_are_served_one_snapshot(database_url: str, tmp_path: Path) -> None:
-    """And no more than a thousand at the same time; HEAD is answered without a stream."""
+async def test_one_snapshot_a_second_serves_all_live_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[live.Snapshot] = []
+
+    def snapshot(period: Numbers, waiting: float) -> live.Snapshot:
+        made.append(live.Snapshot(len(made), period.replays, None, None, None, waiting))
+        return made[-1]
+
+    monkeypatch.setattr(live, "_snapshot", snapshot)
+    pages = [await client.get("/live/events") for _ in range(50)]
+    for _ in range(2):
+        events = [await page.content.readuntil(b"\n\n") for page in pages]
+        assert len(set(events)) == 1
+    assert len(made) < 6
+    for page in pages:
+        page.close()
+
+
+async def test_there_is_a_limit_of_live_pages(database_url: str, tmp_path: Path) -> None:
+    """Beyond it the answer is 503, until one has gone; HEAD is answered without a stream."""
     async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
-        pages = [await connected(service) for _ in range(FOLLOWERS_MAX)]
+        pages = [await connected(service) for _ in range(live.FOLLOWERS_MAX)]
         for reader, writer in pages:
             writer.write(LIVE)
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")

@@ -62,9 +62,7 @@ def listen(settings: Settings) -> list[socket.socket]:
         try:
             listener = socket.create_server(address, family=family, backlog=BACKLOG)
             listeners.append(listener)
-            if (
-                sys.platform == "linux"
-            ):  # a connection has it from its listener: who takes no answer for so long is gone
+            if sys.platform == "linux":  # connections have it from their listener: who takes no answer is gone too
                 milliseconds = math.ceil(1000 * settings.idle_seconds)
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         except OSError as error:
