@@ -135,6 +135,7 @@ async def test_the_cause_of_a_fault_is_found_by_the_id_of_its_request(client: Cl
     ):
         found = [line["message"] for line in errors if line["request_id"] == request_id]
         assert any(message.startswith(what) for message in found)
+        assert any("on purpose" in message for message in found)
 
 
 async def test_the_service_needs_no_more_than_these_grants(
