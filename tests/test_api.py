@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import logging
+import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -13,6 +15,7 @@ from pytest_aiohttp import AiohttpClient
 
 from atomic_balance.app import make_app
 from atomic_balance.logs import JsonLines
+from atomic_balance.messages import AccountOpening, AccountPatch, BalanceUpdate, BalanceUpdates, Body
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.over_both_statements
 LIMIT = 2**53 - 1
 AMOUNT = f"an integer other than 0, from -{LIMIT} to {LIMIT}"
 USER_ID = f"an integer from 1 to {LIMIT}"
+JSON = {"Content-Type": "application/json"}
 
 
 async def ask(client: Client, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
@@ -299,10 +303,47 @@ async def test_a_wrong_method_and_an_unknown_path(client: Client) -> None:
     assert await ask(client, "GET", "/api/nothing") == (404, '{"error":"Not found"}')
 
 
-async def test_a_body_that_is_too_large(aiohttp_client: AiohttpClient, database_url: str) -> None:
-    client = await aiohttp_client(make_app(Settings(database_url=database_url, body_bytes_max=1024)))
-    body = b'{"userId":1,"amount":1' + b" " * 1024 + b"}"
-    assert await update(client, body) == (413, '{"error":"Body too large"}')
+def escaped(body: Any) -> bytes:
+    """The JSON of `body` with each character of its strings and names escaped: without white space the longest."""
+
+    def escape(found: re.Match[str]) -> str:
+        units = json.loads(found[0]).encode("utf-16-be").hex()
+        return '"' + re.sub("....", r"\\u\g<0>", units) + '"'
+
+    return re.sub(r'"(?:[^"\\]|\\.)*"', escape, json.dumps(body)).encode()
+
+
+UPDATE = {"userId": 1, "amount": 1, "reference": "\U0001f600" * 255}
+BODIES = [
+    ("POST", "/api/balance/update", UPDATE, BalanceUpdate),
+    (
+        *("POST", "/api/balance/updates"),
+        {"updates": [{**UPDATE, "idempotencyKey": f"{number:->255}"} for number in range(1_000)]},
+        BalanceUpdates,
+    ),
+    ("PUT", f"/api/users/{LIMIT}", {"balance": 0, "minimumBalance": -LIMIT}, AccountOpening),
+    ("PATCH", "/api/users/1", {"minimumBalance": -LIMIT}, AccountPatch),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "kind"), BODIES, ids=[f"{body[0]} {body[1]}" for body in BODIES])
+async def test_every_body_fits_however_it_is_spelled_and_a_larger_one_is_413(
+    client: Client, method: str, path: str, body: Any, kind: type[Body]
+) -> None:
+    await opened(client, 1, 0)
+    longest = escaped(body)
+    for size, fits in ((len(longest), True), (kind.bytes_max, True), (kind.bytes_max + 1, False), (10**7, False)):
+        sent = longest.ljust(size)
+        for data in (io.BytesIO(sent), in_chunks(sent)):  # the second does not say before how long it is
+            async with client.request(method, path, data=data, headers=JSON) as answer:
+                assert answer.status in ((200, 201) if fits else (413,))
+                assert fits or await answer.text() == '{"error":"Body too large"}'
+
+
+async def in_chunks(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 20_000):
+        yield data[start : start + 20_000]
+        await asyncio.sleep(0)
 
 
 async def test_what_is_unforeseen_is_500_and_tells_nothing(aiohttp_client: AiohttpClient, settings: Settings) -> None:

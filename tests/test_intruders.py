@@ -1,6 +1,8 @@
 """Those who may not ask, and those who send what is no request: they learn nothing, and flood nothing."""
 
 import asyncio
+import io
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -14,8 +16,10 @@ from pytest_aiohttp import AiohttpClient
 
 from atomic_balance.app import make_app
 from atomic_balance.endpoints import ENDPOINTS
+from atomic_balance.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
+from tests.database import Database
 from tests.processes import running_service
 
 UNAUTHORIZED = '{"error":"Authorization: expected Bearer and a token of this API"}'
@@ -130,6 +134,43 @@ async def test_a_fault_is_answered_without_its_cause(
         ):
             assert (answer.status, await answer.text()) == (500, '{"error":"Internal server error"}')
     assert "hidden" in caplog.text or "balance" in caplog.text
+
+
+@pytest.mark.over_both_statements
+async def test_the_cause_of_a_fault_is_found_by_the_id_of_its_request(client: Client, database_url: str) -> None:
+    """The database's own words, on a line with the id of the request that asked for the change that fails."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonLines())
+    with Database(database_url) as database:
+        database.open({1: 10, 2: 10})
+        database.fail("NEW.reference = 'poison'", "P0001")
+        logging.getLogger("atomic_balance").addHandler(handler)
+        try:
+            healthy, poison = {"userId": 1, "amount": -1}, {"userId": 2, "amount": -1, "reference": "poison"}
+            alone, one_of_many, _ = await asyncio.gather(
+                client.post("/api/balance/update", json=poison, headers={"X-Request-ID": "alone"}),
+                client.post(
+                    "/api/balance/updates",
+                    json={"updates": [healthy, poison, healthy]},
+                    headers={"X-Request-ID": "one-of-many"},
+                ),
+                client.post("/api/balance/update", json=healthy, headers={"X-Request-ID": "healthy"}),
+            )
+        finally:
+            logging.getLogger("atomic_balance").removeHandler(handler)
+    assert alone.status == 500
+    assert [result["status"] for result in (await one_of_many.json())["results"]] == [200, 500, 200]
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    errors = [line for line in lines if line["level"] == "error"]
+    assert {line.get("request_id") for line in errors} == {"alone", "one-of-many"}
+    for request_id, what in (
+        ("alone", "a change of user 2: "),
+        ("one-of-many", "1 of 3 changes, the first updates[1] "),
+    ):
+        found = [line["message"] for line in errors if line["request_id"] == request_id]
+        assert any(message.startswith(what) for message in found)
+        assert any("on purpose" in message for message in found)
 
 
 async def test_the_service_needs_no_more_than_these_grants(

@@ -12,8 +12,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from msgspec import json
 
-from atomic_balance import handlers
+from atomic_balance import handlers, live
 from atomic_balance.authorization import OPEN_PATHS, require_token
+from atomic_balance.bodies import Bodies
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
@@ -48,12 +49,11 @@ def make_app(
         middlewares.append(require_token(settings.api_tokens))
     app = web.Application(
         middlewares=middlewares,
-        client_max_size=settings.body_bytes_max,
         # What a small body inflates to would hold up everybody, before any handler could refuse it.
         handler_args={"auto_decompress": False},
     )
     app[_HOST_CHECK] = None if settings.api_tokens else host_check(settings)
-    app[handlers.BODY_SECONDS] = settings.deadline_seconds
+    app[handlers.BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
@@ -61,6 +61,7 @@ def make_app(
         (numbers,) = shared_numbers(1)
         metrics = Metrics(numbers, [numbers])
     app[handlers.METRICS] = metrics
+    app[live.PUBLISHER] = live.Publisher()
     of_process = secrets.token_hex(4)
     app[_REQUEST_IDS] = (f"{of_process}-{number:x}" for number in itertools.count(1))
 
@@ -81,7 +82,7 @@ def make_app(
             yield
             await readiness.close()
 
-    app.cleanup_ctx.extend((store, group_commit))
+    app.cleanup_ctx.extend((store, group_commit, live.publishing))
     return app
 
 

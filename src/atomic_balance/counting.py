@@ -25,6 +25,7 @@ _PARTS = {
     "pid": 1,
     "outcomes": len(OUTCOMES),
     "replays": 1,
+    "dropped_log_lines": 1,
     "failures": len(FAILURES),
     "gauges": len(GAUGES),
     "change_seconds": len(SECONDS) + 2,
@@ -70,6 +71,7 @@ class Numbers:
         self.cells = cells
         self._outcomes = cells[_SLICES["outcomes"]]
         self._replays = cells[_SLICES["replays"]]
+        self._dropped_log_lines = cells[_SLICES["dropped_log_lines"]]
         self._failures = cells[_SLICES["failures"]]
         self._gauges = cells[_SLICES["gauges"]]
         self.change_seconds = Distribution(SECONDS, cells[_SLICES["change_seconds"]])
@@ -84,6 +86,10 @@ class Numbers:
         self._outcomes[0 if isinstance(outcome, Applied) else _OUTCOME_CELL[outcome.reason]] += 1
         self._replays[0] += outcome.replayed
 
+    def count_dropped_log_lines(self, count: int) -> None:
+        """Count `count` log lines that could not be written."""
+        self._dropped_log_lines[0] += count
+
     def count_failure(self, state: State) -> None:
         """Count a statement that failed."""
         self._failures[_FAILURE_CELL[state]] += 1
@@ -97,6 +103,11 @@ class Numbers:
     def replays(self) -> float:
         """How many of the outcomes were given again."""
         return self._replays[0]
+
+    @property
+    def dropped_log_lines(self) -> float:
+        """How many log lines could not be written."""
+        return self._dropped_log_lines[0]
 
     @property
     def failures(self) -> Mapping[str, float]:

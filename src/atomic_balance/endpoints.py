@@ -33,6 +33,7 @@ _BODY_ERRORS = (
     "body_too_large",
     "unsupported_media_type",
     "internal_error",
+    "unavailable",
 )
 _STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
 
@@ -130,7 +131,7 @@ ENDPOINTS = (
             201: Reply(Account, "The account was opened", {**_ACCOUNT, "balance": 10_000, "version": 0}),
             200: Reply(Account, "It had been opened with the same values before; this is what it holds now", _ACCOUNT),
         },
-        errors=(*_BODY_ERRORS, "account_exists", "unavailable"),
+        errors=(*_BODY_ERRORS, "account_exists"),
         parameters=(AccountPath,),
         body=AccountOpening,
         examples={"plain": {"balance": 10_000}, "overdraft": {"balance": 0, "minimumBalance": -500}},
@@ -141,7 +142,7 @@ ENDPOINTS = (
         handlers.change_account,
         "Set an account's minimum balance",
         {200: Reply(Account, "The minimum balance was set", {**_ACCOUNT, "minimumBalance": -500})},
-        errors=(*_BODY_ERRORS, "user_not_found", "balance_below_minimum", "unavailable"),
+        errors=(*_BODY_ERRORS, "user_not_found", "balance_below_minimum"),
         parameters=(AccountPath,),
         body=AccountPatch,
         examples={"overdraft": {"minimumBalance": -500}},
@@ -255,6 +256,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=_DOOR_ERRORS,
+        errors=(*_DOOR_ERRORS, "unavailable"),
     ),
 )

@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from atomic_balance.bodies import Bodies
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
 from atomic_balance.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.expectations import expected, explain
@@ -22,6 +23,7 @@ from atomic_balance.messages import (
     AccountPath,
     BalanceUpdate,
     BalanceUpdates,
+    Body,
     BoundOutcome,
     ChangePath,
     Health,
@@ -40,7 +42,7 @@ from atomic_balance.store import Store
 
 log = logging.getLogger("atomic_balance")
 
-BODY_SECONDS = web.AppKey("body_seconds", float)
+BODIES = web.AppKey("bodies", Bodies)
 DRAINING = web.AppKey("draining", asyncio.Event)
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
 METRICS = web.AppKey("metrics", Metrics)
@@ -59,6 +61,7 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+B = TypeVar("B", bound=Body)
 T = TypeVar("T", bound=msgspec.Struct)
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -95,8 +98,15 @@ async def update_balances(request: web.Request) -> web.Response:
     submit = request.app[GROUP_COMMIT].submit
     changes = [Change(update.user_id, update.amount, update.idempotency_key, update.reference) for update in updates]
     futures = [submit(change) for change in changes]
-    results = [_result(change, await future) for change, future in zip(changes, futures, strict=True)]
-    return _answer(UpdateResults(results))
+    outcomes = [await future for future in futures]
+    for fault in (Undecided.FAILED, Undecided.UNKNOWN):
+        if fault in outcomes:
+            first = outcomes.index(fault)
+            user_id, count = changes[first].user_id, outcomes.count(fault)
+            log.error(
+                "%d of %d changes, the first updates[%d] of user %d: %s", count, len(changes), first, user_id, fault
+            )
+    return _answer(UpdateResults([_result(*each) for each in zip(changes, outcomes, strict=True)]))
 
 
 async def open_account(request: web.Request) -> web.Response:
@@ -199,17 +209,10 @@ async def docs(_: web.Request) -> web.Response:
     return web.Response(body=_DOCS_PAGE, headers=PAGE_HEADERS)
 
 
-async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
+async def _body(request: web.Request, decoder: msgspec.json.Decoder[B]) -> B:
     if request.content_type != "application/json":
         raise ApiError("unsupported_media_type")
-    if request.content.is_eof():
-        body = await request.read()
-    else:
-        try:
-            async with asyncio.timeout(request.app[BODY_SECONDS]):
-                body = await request.read()
-        except TimeoutError:
-            raise ApiError("request_timeout") from None
+    body = await request.app[BODIES].read(request, decoder.type.bytes_max)
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

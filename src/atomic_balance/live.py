@@ -1,7 +1,8 @@
 """The live page, and the stream of numbers that it draws."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import AsyncIterator, Sequence
 from importlib import resources
 
 from aiohttp import hdrs, web
@@ -9,7 +10,14 @@ from msgspec import Struct, json
 
 from atomic_balance.changes import Refusal
 from atomic_balance.counting import Numbers
+from atomic_balance.errors import ApiError
 from atomic_balance.handlers import DRAINING, METRICS, PAGE_HEADERS
+from atomic_balance.metrics import Metrics
+
+log = logging.getLogger("atomic_balance")
+
+PUBLISHER: "web.AppKey[Publisher]" = web.AppKey("publisher")
+FOLLOWERS_MAX = 1_000
 
 _PAGE = resources.files("atomic_balance.pages").joinpath("live.html").read_bytes()
 _PERIOD_SECONDS = 1.0
@@ -31,22 +39,62 @@ async def page(_: web.Request) -> web.Response:
     return web.Response(body=_PAGE, headers=PAGE_HEADERS)
 
 
+class Publisher:
+    """Makes one Snapshot each second, and encodes it once, for all who follow; `followers`: how many those are."""
+
+    def __init__(self) -> None:
+        self.followers = 0
+        self._event = b""
+        self._tick = asyncio.Event()
+
+    async def publish(self, metrics: Metrics, draining: asyncio.Event) -> None:
+        """Go on until `draining` is set."""
+        before = metrics.total()
+        while not draining.is_set():
+            try:
+                async with asyncio.timeout(_PERIOD_SECONDS):
+                    await draining.wait()
+            except TimeoutError:
+                now = metrics.total()
+                snapshot = _snapshot(now - before, now.gauges["waiting_changes"])
+                self._event = b"data: " + json.encode(snapshot) + b"\n\n"
+                before = now
+                self._tick.set()
+                self._tick = asyncio.Event()
+        self._event = b""
+        self._tick.set()
+
+    async def event(self) -> bytes:
+        """The next Snapshot, as a server-sent event; nothing at the end."""
+        await self._tick.wait()
+        return self._event
+
+
+async def publishing(app: web.Application) -> AsyncIterator[None]:
+    """A cleanup context: publish while the application runs."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(app[PUBLISHER].publish(app[METRICS], app[DRAINING]))
+        yield
+        task.cancel()
+
+
 async def events(request: web.Request) -> web.StreamResponse:
     """GET /live/events: a Snapshot each second, as server-sent events, until the caller goes or the service stops."""
-    metrics, draining = request.app[METRICS], request.app[DRAINING]
+    publisher = request.app[PUBLISHER]
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "text/event-stream", hdrs.CACHE_CONTROL: "no-store"})
-    await response.prepare(request)
-    before = metrics.total()
-    while not draining.is_set():
-        try:
-            async with asyncio.timeout(_PERIOD_SECONDS):
-                await draining.wait()
-        except TimeoutError:
-            now = metrics.total()
-            await response.write(
-                b"data: " + json.encode(_snapshot(now - before, now.gauges["waiting_changes"])) + b"\n\n"
-            )
-            before = now
+    if request.method == hdrs.METH_HEAD:
+        return response
+    if publisher.followers >= FOLLOWERS_MAX:
+        raise ApiError("unavailable")
+    publisher.followers += 1
+    try:
+        await response.prepare(request)
+        while event := await publisher.event():
+            await response.write(event)
+    except ConnectionError:
+        log.debug("a follower of the live stream has gone")
+    finally:
+        publisher.followers -= 1
     return response
 
 

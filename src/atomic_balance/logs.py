@@ -7,15 +7,20 @@ from contextvars import ContextVar
 
 from msgspec import json
 
+from atomic_balance.log_writer import LogWriter
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that is being handled, on every line that is written meanwhile."""
+"""The id of the request that is being handled, on every line that is written meanwhile.
+
+Who writes a line for a request that another task handles gives its id: `extra={"request_id": ...}`.
+"""
 
 _SPARING_SECONDS = 1.0
 
 
 def set_up_logs(level: str) -> None:
     """Send log lines to standard error, from `level` ("debug", "info", ...) on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(sys.stderr.fileno())
     handler.setFormatter(ReadableLines() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("yoyo").setLevel(logging.WARNING)
@@ -30,7 +35,7 @@ class ReadableLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line, without a traceback."""
-        request_id = REQUEST_ID.get()
+        request_id = _request_id(record)
         return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")
 
 
@@ -44,10 +49,16 @@ class JsonLines(logging.Formatter):
             "time": time.strftime(f"%Y-%m-%dT%H:%M:%S.{milliseconds}Z", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            "request_id": REQUEST_ID.get(),
+            "request_id": _request_id(record),
             "traceback": self.formatException(record.exc_info) if record.exc_info else None,
         }
         return json.encode({name: value for name, value in line.items() if value is not None}).decode()
+
+
+def _request_id(record: logging.LogRecord) -> str | None:
+    """The id that the line was given, else that of the request that is being handled; None if there is neither."""
+    given: str | None = getattr(record, "request_id", None)
+    return given or REQUEST_ID.get()
 
 
 class Sparing(logging.Filter):

@@ -1,7 +1,7 @@
 """The bodies of requests and answers. A type's description is what an error says was expected."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -9,6 +9,13 @@ from atomic_balance.changes import BALANCE_LIMIT
 
 UPDATES_MAX = 1_000
 PAGE_MAX = 1_000
+
+UPDATE_BYTES_MAX = 5 * 1024
+"""Of an update, alone or one of many: a reference is up to 255 characters of 12 bytes (\\ud83d\\ude00), a key 255 of 6
+(\\u0021), names and numbers are 250 bytes, all escaped: 4,900 in all. The rest is for white space.
+"""
+ACCOUNT_BYTES_MAX = 1024
+"""Of an opening or a patch: names and numbers are 170 bytes, all escaped; the rest is for white space."""
 
 UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 Amount = Annotated[
@@ -50,12 +57,20 @@ class Request(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """A request's body, or its parameters: an unknown member is an error."""
 
 
+class Body(Request, frozen=True):
+    """A request's body, of at most `bytes_max` bytes."""
+
+    bytes_max: ClassVar[int]
+
+
 class Answer(Struct, frozen=True, rename="camel"):
     """An answer's body."""
 
 
-class BalanceUpdate(Request, frozen=True, gc=False):
+class BalanceUpdate(Body, frozen=True, gc=False):
     """A change of one user's balance; a negative amount withdraws."""
+
+    bytes_max = UPDATE_BYTES_MAX
 
     user_id: UserId
     amount: Amount
@@ -72,8 +87,10 @@ class KeyedBalanceUpdate(BalanceUpdate, frozen=True, gc=False):
     idempotency_key: IdempotencyKey | None = None
 
 
-class BalanceUpdates(Request, frozen=True):
+class BalanceUpdates(Body, frozen=True):
     """Updates that stand each on its own."""
+
+    bytes_max = UPDATES_MAX * UPDATE_BYTES_MAX
 
     updates: Annotated[
         list[KeyedBalanceUpdate],
@@ -81,8 +98,10 @@ class BalanceUpdates(Request, frozen=True):
     ]
 
 
-class AccountOpening(Request, frozen=True):
+class AccountOpening(Body, frozen=True):
     """What an account is opened with. A negative minimum balance is an overdraft."""
+
+    bytes_max = ACCOUNT_BYTES_MAX
 
     balance: Balance
     minimum_balance: MinimumBalance = 0
@@ -92,8 +111,10 @@ class AccountOpening(Request, frozen=True):
             raise ValueError("balance")
 
 
-class AccountPatch(Request, frozen=True):
+class AccountPatch(Body, frozen=True):
     """The least balance that the account may have from now on."""
+
+    bytes_max = ACCOUNT_BYTES_MAX
 
     minimum_balance: MinimumBalance
 

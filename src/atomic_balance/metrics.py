@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from atomic_balance.counting import GAUGES, Distribution, Numbers
+from atomic_balance.log_writer import dropped_lines
 
 
 class Metrics(Collector):
@@ -27,13 +28,17 @@ class Metrics(Collector):
     def __init__(self, own: Numbers, everyone: Sequence[Numbers]) -> None:
         self.own = own
         self.gauges: dict[str, Callable[[], float]] = {}
+        self._dropped_log_lines = 0
         self._version = metadata.version("atomic-balance")
         self._everyone = everyone
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def publish(self) -> None:
-        """Show the others what the gauges of this process say now."""
+        """Show the others what the gauges of this process say now, and what its log has dropped."""
+        dropped = dropped_lines()
+        self.own.count_dropped_log_lines(dropped - self._dropped_log_lines)
+        self._dropped_log_lines = dropped
         self.own.begin({name: value() for name, value in self.gauges.items()})
 
     def total(self) -> Numbers:
@@ -66,6 +71,9 @@ class Metrics(Collector):
             "From sending a statement to its answer, the commit included",
         )
         yield _counter("atomic_balance_statement_failures", "Statements that failed", "cause", total.failures)
+        yield CounterMetricFamily(
+            "atomic_balance_log_lines_dropped", "Log lines that could not be written", value=total.dropped_log_lines
+        )
         for name, documentation in GAUGES.items():
             yield GaugeMetricFamily(f"atomic_balance_{name}", documentation, value=total.gauges[name])
         yield InfoMetricFamily("atomic_balance_build", "The version that runs", value={"version": self._version})

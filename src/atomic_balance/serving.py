@@ -5,16 +5,19 @@ import contextlib
 import errno
 import gc
 import logging
+import math
 import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import uvloop
 from aiohttp import web
 
 from atomic_balance.app import make_app
+from atomic_balance.bodies import CONNECTION_BYTES
 from atomic_balance.connections import connection_pool
 from atomic_balance.handlers import DRAINING, GROUP_COMMIT
 from atomic_balance.metrics import Metrics
@@ -61,7 +64,11 @@ def listen(settings: Settings) -> list[socket.socket]:
         places, errors = [], [error]
     for family, _, _, _, address in places:
         try:
-            listeners.append(socket.create_server(address, family=family, backlog=BACKLOG))
+            listener = socket.create_server(address, family=family, backlog=BACKLOG)
+            listeners.append(listener)
+            if sys.platform == "linux":  # connections have it from their listener: who takes no answer is gone too
+                milliseconds = math.ceil(1000 * settings.idle_seconds)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         except OSError as error:
             errors.append(error)
     for found in errors:
@@ -112,6 +119,8 @@ async def _running(
         access_log=log if settings.log_requests else None,
         access_log_format='%a "%r" %s %b bytes in %Tf s',
         shutdown_timeout=settings.shutdown_seconds,
+        keepalive_timeout=settings.idle_seconds,  # also of those that have sent nothing yet, or half a head
+        read_bufsize=CONNECTION_BYTES,
     )
     await runner.setup()
     try:

@@ -93,9 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     deadline_seconds: Seconds = 10
     drain_seconds: Seconds = 0.2
     shutdown_seconds: Seconds = 20
-    body_bytes_max: Annotated[int, Meta(ge=1024, le=2**30, description="a number of bytes, 1024 to 1073741824")] = (
-        4 * 2**20
-    )
+    idle_seconds: Seconds = 75
+    bodies_bytes_max: Annotated[int, Meta(ge=2**23, le=2**40, description="a number of bytes from 8388608 on")] = 2**26
 
     @property
     def api_tokens(self) -> list[str]:
