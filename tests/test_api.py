@@ -121,7 +121,7 @@ async def test_opening_an_account_again(client: Client) -> None:
         (b'{"userId":"1","amount":1}', f"userId: expected {USER_ID}"),
         (b'{"userId":1,"amount":1,"currency":"EUR"}', "currency: expected no such member"),
         (b'{"userId":1,"amount":1,"' + b"x" * 100 + b'":1}', f"{'x' * 100}: expected no such member"),
-        (b'{"userId":1,"amount":1,"' + b"x" * 100_000 + b'":1}', f"{'x' * 100}…: expected no such member"),
+        (b'{"userId":1,"amount":1,"' + b"x" * 4_000 + b'":1}', f"{'x' * 100}…: expected no such member"),
     ],
 )
 async def test_bad_input_names_the_member_and_changes_nothing(client: Client, body: bytes, error: str) -> None:

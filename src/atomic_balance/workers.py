@@ -31,8 +31,8 @@ _MARGIN_SECONDS = 5
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
     """Serve with `settings.workers` processes until a signal says to stop; ends in SystemExit.
 
-    `ready` is called when signals are heeded. Must be called in a process without threads, but for the log's and the one
-    that keeps the embedded server: both mind that processes are forked beside them.
+    `ready` is called when signals are heeded. Must be called in a process without threads, but for the log's and
+    the one that keeps the embedded server: both mind that processes are forked beside them.
     """
     numbers = shared_numbers(2 * settings.workers)  # twice: while workers are replaced, old and new ones run
 
