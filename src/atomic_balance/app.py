@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from importlib import metadata
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from msgspec import json
 
 from atomic_balance import handlers
-from atomic_balance.authorization import require_token
+from atomic_balance.authorization import Tokens, answer_if_allowed
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
@@ -30,18 +30,17 @@ log = logging.getLogger("atomic_balance")
 REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_TOKENS = web.AppKey("tokens", Tokens)
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
 
 
-def make_app(settings: Settings, metrics: Metrics | None = None) -> web.Application:
+def make_app(settings: Settings, metrics: Metrics | None = None, tokens: Tokens | None = None) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
-    `metrics`: where it counts; None: by itself.
+    `metrics`: where it counts; None: by itself. `tokens`: those that are accepted; None: those of `settings`.
     """
-    middlewares: list[Middleware] = [answer]
-    if settings.api_tokens:
-        middlewares.append(require_token(settings.api_tokens))
-    app = web.Application(middlewares=middlewares, client_max_size=settings.body_bytes_max)
+    app = web.Application(middlewares=[answer], client_max_size=settings.body_bytes_max)
+    app[_TOKENS] = tokens or Tokens(settings)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
@@ -85,14 +84,16 @@ def limits(settings: Settings) -> Limits:
 
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
-    request_ids = request.app[_REQUEST_IDS]
+    """Name the request, let it pass if it may, and turn whatever was raised into an answer; the log has the cause."""
+    app = request.app
+    request_ids = app[_REQUEST_IDS]
     request_id = request.headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
         request_id = next(request_ids)
     REQUEST_ID.set(request_id)
     try:
-        response = await handler(request)
+        tokens = app[_TOKENS]
+        response = await (answer_if_allowed(tokens, request, handler) if tokens.writing else handler(request))
     except ApiError as error:
         response = error_response(request, error.code, error.text)
     except web.HTTPException as error:
@@ -104,6 +105,6 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
-    if request.app[handlers.DRAINING].is_set():
+    if app[handlers.DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response

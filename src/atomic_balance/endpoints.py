@@ -26,6 +26,7 @@ from atomic_balance.messages import (
 
 _BODY_ERRORS = (
     "unauthorized",
+    "forbidden",
     "request_timeout",
     "invalid_request",
     "body_too_large",
