@@ -33,8 +33,8 @@ _IDEMPOTENCY_KEY = {
 _SECURITY_SCHEMES = {
     name: {"type": "http", "scheme": "bearer", "description": text}
     for name, text in {
-        "API_TOKEN": "A token of the service's setting API_TOKEN, which allows everything; without one no token is asked",
-        "READ_TOKEN": "A token of the service's setting READ_TOKEN, which allows GET and HEAD",
+        "API_TOKEN": "One of the setting API_TOKEN: it allows everything. A service without one asks for none",
+        "READ_TOKEN": "One of the setting READ_TOKEN: it allows GET and HEAD",
     }.items()
 }
 
@@ -80,7 +80,8 @@ def _security(endpoint: Endpoint) -> list[dict[str, list[str]]]:
     if "unauthorized" not in endpoint.errors and 401 not in endpoint.replies:
         return []
     names = ("API_TOKEN",) if "forbidden" in endpoint.errors else ("API_TOKEN", "READ_TOKEN")
-    return [*({name: []} for name in names), {}]
+    options: list[dict[str, list[str]]] = [{name: []} for name in names]
+    return [*options, {}]
 
 
 def _parameters(endpoint: Endpoint, shape: type[Struct]) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from atomic_balance.store import Store
 log = logging.getLogger("atomic_balance")
 
 BACKLOG = 10_000
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _GC_THRESHOLD = 100_000
 _POLL_SECONDS = 0.01
 _MEANT_FOR_WORKERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
@@ -74,7 +75,7 @@ def listen(settings: Settings) -> list[socket.socket]:
 def stop_on_signals() -> asyncio.Event:
     """An event that the signals to stop set."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+    for number in STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 

@@ -21,6 +21,7 @@ from atomic_balance.counting import Numbers, shared_numbers
 from atomic_balance.metrics import Metrics
 from atomic_balance.serving import (
     BACKLOG,
+    STOPPING,
     run,
     serve,
     settings_with_new_tokens,
@@ -90,6 +91,12 @@ class _Parent(Arbiter):  # type: ignore[misc]
         worker.settings, worker.everyone = self._settings, self._numbers
         worker.own = next(free for free in self._numbers if free not in taken)
 
+    def spawn_worker(self) -> None:
+        """Fork a worker. A signal to stop waits until the worker heeds it: at first it has its parent's handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        super().spawn_worker()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
     def handle_hup(self) -> None:
         """Replace the workers by ones that know the tokens of `.env` as it is now."""
         if terminal_has_gone():
@@ -145,6 +152,7 @@ class _Worker(Worker):  # type: ignore[misc]
         parents = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # a closed terminal sends SIGHUP to everybody
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN if number in parents else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def run(self) -> None:
         run(self._work())
