@@ -217,10 +217,15 @@ async def test_a_service_stops_when_its_terminal_is_closed(environment: dict[str
         start_new_session=True,  # so that the terminal becomes its own when it is opened
     )
     os.close(its)
-    seen = b""
-    async with asyncio.timeout(60):
-        while b" serves on http" not in seen:
-            seen += await asyncio.to_thread(os.read, ours, 1000)
-    os.close(ours)
-    async with asyncio.timeout(60):
-        assert await process.wait() == 0
+    try:
+        seen = b""
+        async with asyncio.timeout(60):
+            while b" serves on http" not in seen:
+                seen += await asyncio.to_thread(os.read, ours, 1000)
+        os.close(ours)
+        async with asyncio.timeout(60):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
