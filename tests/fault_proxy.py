@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable
 from enum import Enum, auto
 from pathlib import Path
@@ -24,8 +25,12 @@ class _Way:
         self.fate = _Fate.PASS
         self.held = bytearray()
         self.bytes_read = 0
+        self.noise: random.Random | None = None
 
     def put(self, data: bytes) -> None:
+        if self.noise:
+            place = self.noise.randrange(len(data))
+            data = data[:place] + self.noise.randbytes(1) + data[place + 1 :]
         if self.fate is _Fate.HOLD:
             self.held += data
         elif self.fate is _Fate.PASS:
@@ -74,6 +79,10 @@ class Link:
     def garble(self) -> None:
         """Say something to the client that no server of its protocol says: "x", without content."""
         self.answers.put(b"x\0\0\0\4")
+
+    def corrupt_answers(self, noise: random.Random) -> None:
+        """Change a byte of each packet from the server."""
+        self.answers.noise = noise
 
     def release(self) -> None:
         """Deliver to the server, late, what was held."""

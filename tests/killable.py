@@ -8,9 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from atomic_balance.embedded import embedded_postgres
 from tests.schema import make_schema
+
+
+def postmaster(data_dir: Path) -> int:
+    """The process id of the server on `data_dir`."""
+    (pid_file,) = data_dir.glob("postgres-*/postmaster.pid")
+    return int(pid_file.read_text().split()[0])
+
+
+def sockets_for_the_servers_user(url: str) -> Path:
+    """The server's socket directory, by a path that the user whom it runs as may take though it is root's data."""
+    directory = Path(str(conninfo_to_dict(url)["host"]))
+    through_the_server = Path("/proc", (directory / "postmaster.pid").read_text().split()[0], "cwd")
+    return through_the_server if through_the_server.exists() else directory
 
 
 class KillableServer:
@@ -23,14 +37,13 @@ class KillableServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, on the data that it had; in the main thread, because the server goes when its starter does."""
+        """Start it, on the data that it had."""
         self.url = self._running.enter_context(embedded_postgres(self._data_dir))
 
     def kill(self) -> None:
-        """Kill the postmaster; its backends notice and go."""
-        (pid_file,) = self._data_dir.glob("postgres-*/postmaster.pid")
-        os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
-        self._running.close()  # reaps it
+        """Kill the postmaster, for as long as the test wants it; its backends notice and go."""
+        os.kill(postmaster(self._data_dir), signal.SIGKILL)
+        self._running.close()  # or it would be started again
 
     async def kill_backend(self) -> None:
         """Kill one backend of the service; the server ends all the others, recovers, and goes on."""

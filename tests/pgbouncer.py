@@ -13,6 +13,8 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.killable import sockets_for_the_servers_user
+
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 _START_SECONDS = 20
@@ -39,7 +41,9 @@ class PgBouncer:
         self.url = f"postgresql://postgres@127.0.0.1:{port}/{place['dbname']}?sslmode=disable"
         self._file = directory / "pgbouncer.ini"
         self._file.write_text(
-            _CONFIGURATION.format(sockets=place["host"], port=port, server_connections=server_connections)
+            _CONFIGURATION.format(
+                sockets=sockets_for_the_servers_user(url), port=port, server_connections=server_connections
+            )
         )
         self._user = pwd.getpwuid(Path(str(place["host"])).stat().st_uid).pw_name  # whom the server lets in
         self._process: Process | None = None

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from atomic_balance.embedded import embedded_postgres
-from tests.killable import KillableServer, killable_server
+from tests.killable import KillableServer, killable_server, sockets_for_the_servers_user
 
 
 class Pair:
@@ -51,13 +51,13 @@ def _copy(url: str, directory: Path) -> None:
     copy = directory / "standby" / cluster.name
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SELECT pg_backup_start('standby', fast => true)")
-        shutil.copytree(cluster, copy, ignore=shutil.ignore_patterns("postmaster.*"))
+        shutil.copytree(cluster, copy, ignore=shutil.ignore_patterns("postmaster.*", ".s.PGSQL.*"))
         label = connection.execute("SELECT labelfile FROM pg_backup_stop()").fetchone()
     assert label
     (copy / "backup_label").write_text(label[0])
     (copy / "standby.signal").touch()
     with (copy / "postgresql.auto.conf").open("a") as settings:
-        settings.write(f"primary_conninfo = 'user=postgres host={conninfo_to_dict(url)['host']}'\n")
+        settings.write(f"primary_conninfo = 'user=postgres host={sockets_for_the_servers_user(url)}'\n")
     owner = cluster.stat()
     copy.chmod(0o700)
     for path in (copy, *copy.rglob("*")):

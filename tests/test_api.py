@@ -116,17 +116,25 @@ async def test_opening_an_account_again(client: Client) -> None:
         (b'{"userId":9007199254740992,"amount":1}', f"userId: expected {USER_ID}"),
         (b'{"userId":"1","amount":1}', f"userId: expected {USER_ID}"),
         (b'{"userId":1,"amount":1,"currency":"EUR"}', "currency: expected no such member"),
+        (b'{"userId":1,"amount":1,"' + b"x" * 100 + b'":1}', f"{'x' * 100}: expected no such member"),
+        (b'{"userId":1,"amount":1,"' + b"x" * 100_000 + b'":1}', f"{'x' * 100}…: expected no such member"),
     ],
 )
 async def test_bad_input_names_the_member_and_changes_nothing(client: Client, body: bytes, error: str) -> None:
     await opened(client, 1, 10)
-    assert await update(client, body) == (400, json.dumps({"error": error}, separators=(",", ":")))
+    text = json.dumps({"error": error}, separators=(",", ":"), ensure_ascii=False)
+    assert await update(client, body) == (400, text)
     assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
 
 
-@pytest.mark.parametrize("user_id", ["0", "-1", "x", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
+@pytest.mark.parametrize("user_id", ["0", "-1", "x", "{1}", "1.5", "9007199254740992", "1e3", "%00", "1%20"])
 async def test_a_bad_user_id_in_the_path(client: Client, user_id: str) -> None:
     assert await ask(client, "GET", f"/api/users/{user_id}") == (400, f'{{"error":"userId: expected {USER_ID}"}}')
+
+
+async def test_an_unknown_query_parameter_is_named_in_part(client: Client) -> None:
+    error = f'{{"error":"{"x" * 100}…: expected no such member"}}'
+    assert await ask(client, "GET", f"/api/users/1/changes?{'x' * 5_000}=1") == (400, error)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +216,7 @@ async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
         ([{"userId": 1, "amount": 1}, {"userId": 1, "amount": 0}], f"updates[1].amount: expected {AMOUNT}"),
         ([{"userId": 1, "amount": 1}, {"userId": 1}], f"updates[1].amount: expected {AMOUNT}"),
         ([{"userId": 1, "amount": 1}, {"userId": 1, "amount": 1, "x": 1}], "updates[1].x: expected no such member"),
+        ([{"userId": 1, "amount": 1, "y" * 5_000: 1}], f"updates[0].{'y' * 100}…: expected no such member"),
         ([{"userId": 1, "amount": 1}, 5], "updates[1]: expected a JSON object"),
         (
             [{"userId": 1, "amount": 1}, {"userId": 1, "amount": 1, "idempotencyKey": "a b"}],
@@ -220,7 +229,7 @@ async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
 )
 async def test_one_malformed_update_is_named_and_nothing_is_applied(client: Client, updates: Any, error: str) -> None:
     await opened(client, 1, 10)
-    expected = 400, json.dumps({"error": error}, separators=(",", ":"))
+    expected = 400, json.dumps({"error": error}, separators=(",", ":"), ensure_ascii=False)
     assert await ask(client, "POST", "/api/balance/updates", {"updates": updates}) == expected
     assert '"version":0' in (await ask(client, "GET", "/api/users/1"))[1]
 
@@ -261,6 +270,27 @@ async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.parametrize(
+    "codings", [["gzip"], ["GZIP"], ["deflate"], ["br"], ["x-unknown"], ["identity, gzip"], ["identity", "gzip"]]
+)
+async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(client: Client, codings: list[str]) -> None:
+    await opened(client, 1, 10)
+    headers = [("Content-Type", "application/json"), *(("Content-Encoding", coding) for coding in codings)]
+    data = b'{"userId":1,"amount":1}'
+    for method, path in (("POST", "/api/balance/update"), ("PUT", "/api/users/1"), ("GET", "/healthz"), ("GET", "/no")):
+        async with client.request(method, path, data=data, headers=headers) as answer:
+            assert (answer.status, answer.headers["Accept-Encoding"]) == (415, "identity")
+            assert await answer.text() == '{"error":"Content-Encoding: expected none, or identity"}'
+    assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+async def test_the_identity_encoding_is_fine(client: Client, coding: str) -> None:
+    await opened(client, 1, 10)
+    body = b'{"userId":1,"amount":1}'
+    assert (await ask(client, "POST", "/api/balance/update", body, **{"Content-Encoding": coding}))[0] == 200
+
+
 async def test_a_wrong_method_and_an_unknown_path(client: Client) -> None:
     async with client.get("/api/balance/update") as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
@@ -297,10 +327,15 @@ async def test_a_service_without_its_database_lives_but_is_not_ready(aiohttp_cli
     client = await aiohttp_client(make_app(settings))
     assert (await ask(client, "GET", "/healthz"))[0] == 200
     status, body = await ask(client, "GET", "/readyz")
-    assert (status, json.loads(body)["checks"]["database"]) == (503, "does not answer")
+    checks = json.loads(body)["checks"]
+    assert (status, checks["schema"]) == (503, "not known")
+    assert checks["database"].startswith("has not answered for ")
     async with client.post("/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
-        assert await answer.text() == '{"error":"Service unavailable: the change was not applied, try again"}'
+        assert (
+            await answer.text()
+            == '{"error":"Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"}'
+        )
 
 
 async def test_a_service_with_the_schema_behind_is_not_ready(

@@ -94,7 +94,7 @@ async def test_sessions_that_hammer_the_same_rows_neither_deadlock_nor_wait_in_v
                 keys = [f"{number}-{sent + place}" for place in range(len(users))]
                 sent += len(users)
                 changes = [Change(user_id, chance.choice((-2, -1, 3))) for user_id in users]
-                answers = await session.apply(changes, keys, [False] * len(users))
+                answers = await session.apply(changes, keys, [False] * len(users), 10)
                 assert all(judged.applied for judged in answers.judged.values())
         finally:
             await session.close()

@@ -18,7 +18,7 @@ SPARE_FILES = 500
 
 def request(user_id: int = 1, amount: int = -2) -> bytes:
     body = f'{{"userId":{user_id},"amount":{amount}}}'.encode()
-    head = b"POST /api/balance/update HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /api/balance/update HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 

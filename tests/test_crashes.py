@@ -94,7 +94,7 @@ async def test_the_database_dies_in_the_middle_of_the_race(server: KillableServe
 
 
 async def test_an_outage_longer_than_the_deadline(server: KillableServer, tmp_path: Path) -> None:
-    """503 is certainly not applied; 504 is unknown, and settled by asking again with the key."""
+    """503 says that this request changed nothing; 504 is unknown, and settled by asking again with the key."""
     environment = {"DATABASE_URL": server.url, "DEADLINE_SECONDS": "1", "STATEMENT_SECONDS": "0.5"}
     async with running_service(environment, tmp_path) as service, session() as client:
         await opened(client, service)

@@ -75,11 +75,35 @@ async def test_what_is_not_decided_binds_nothing(client: Client) -> None:
     assert await update(client, -2, "k") == (200, '{"userId":1,"newBalance":98}', False)
 
 
-@pytest.mark.parametrize("key", ["", "a b", "ä", "x" * 256, " ", "a\tb"])
+@pytest.mark.parametrize("key", ["", "a b", "ä", "x" * 256, " ", "a\tb", '""', '"a b"', f'"{"x" * 256}"'])
 async def test_a_malformed_key(client: Client, key: str) -> None:
     await opened(client, 100)
     error = '{"error":"Idempotency-Key: expected one, of 1 to 255 visible ASCII characters"}'
     assert await update(client, -2, key) == (400, error, False)
+
+
+@pytest.mark.parametrize("key", ['"', '"""', '"k', '"k"x', '"a"b"', r'"a\b"', r'"k\"'])
+async def test_a_key_that_begins_with_a_quote_and_is_no_quoted_string(client: Client, key: str) -> None:
+    await opened(client, 100)
+    error = '{"error":"Idempotency-Key: expected a quoted string, as it begins with a quote"}'
+    assert await update(client, -2, key) == (400, error, False)
+
+
+async def test_every_visible_character_of_a_key_is_kept_and_found(client: Client) -> None:
+    """Each alone and all together; in the path each is percent-encoded, slash, braces and dots too."""
+    characters = [chr(code) for code in range(0x21, 0x7F)]
+    await opened(client, 1_000)
+    for count, key in enumerate([*characters, "".join(characters), "a%2Fb", "%252F/%"], start=1):
+        escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+        assert await update(client, -1, f'"{escaped}"') == (200, f'{{"userId":1,"newBalance":{1_000 - count}}}', False)
+        if key != '"':
+            assert (await update(client, -1, key))[2], key
+        for digits in ("%%%02X", "%%%02x"):
+            path = "".join(digits % ord(character) for character in key)
+            async with client.get(URL(f"/api/users/1/changes/{path}", encoded=True)) as answer:
+                assert answer.status == 200, key
+                bound = await answer.json()
+                assert (bound["idempotencyKey"], bound["newBalance"]) == (key, 1_000 - count)
 
 
 async def test_two_keys_in_one_request(client: Client) -> None:

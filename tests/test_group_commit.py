@@ -29,6 +29,7 @@ from atomic_balance.settings import Settings
 from tests.committing import committing
 from tests.database import Database, until
 from tests.fault_proxy import Link
+from tests.killable import postmaster
 from tests.schema import make_schema
 
 pytestmark = pytest.mark.over_both_statements
@@ -65,11 +66,6 @@ async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
         return await asyncio.gather(*futures)
 
 
-def postmaster(data_dir: Path) -> int:
-    (pid_file,) = data_dir.glob("postgres-*/postmaster.pid")
-    return int(pid_file.read_text().split()[0])
-
-
 # Waiting places
 
 
@@ -82,7 +78,7 @@ async def test_a_change_beyond_the_waiting_places_is_turned_away_at_once(databas
             waiting = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1)), committer.submit(Change(2, 5))]
             beyond = committer.submit(Change(2, 5))
             assert beyond.done()
-            assert beyond.result() is Undecided.NOT_APPLIED
+            assert beyond.result() is Undecided.TURNED_AWAY
             assert not any(future.done() for future in waiting)
             proxy.greet = None
             assert await all_of(*waiting) == [Applied(9), Applied(8), Applied(15)]
@@ -96,7 +92,7 @@ async def test_one_account_can_take_only_its_share_of_the_waiting_places(databas
         limits = Settings(database_url=url, waiting_changes_max=10, waiting_changes_per_account_max=2)
         async with committing(limits) as committer:
             waiting = [committer.submit(Change(1, -1)) for _ in range(2)]
-            assert [committer.submit(Change(1, -1)).result() for _ in range(20)] == [Undecided.NOT_APPLIED] * 20
+            assert [committer.submit(Change(1, -1)).result() for _ in range(20)] == [Undecided.TURNED_AWAY] * 20
             waiting += [committer.submit(Change(2, -1)) for _ in range(2)]
             assert not any(future.done() for future in waiting)
             proxy.greet = None
@@ -115,7 +111,7 @@ async def test_changes_that_expired_leave_their_places(database: Database) -> No
             for _ in range(3):
                 waiting = [committer.submit(Change(1, -1, "a")), committer.submit(Change(1, -1))]
                 assert not any(future.done() for future in waiting)
-                assert await all_of(*waiting) == [Undecided.NOT_APPLIED] * 2
+                assert await all_of(*waiting) == [Undecided.TURNED_AWAY] * 2
     assert database.journal(1) == []
 
 
@@ -131,9 +127,33 @@ async def test_turned_away_is_503_with_retry_after_at_once(aiohttp_client: Aioht
                 return answer.status, await answer.text(), answer.headers.get("Retry-After"), time.monotonic() - started
 
         answers = await asyncio.gather(*(ask() for _ in range(10)))
-        text = '{"error":"Service unavailable: the change was not applied, try again"}'
+        text = '{"error":"Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"}'
         assert {answer[:3] for answer in answers} == {(503, text, "1")}
         assert sum(answer[3] > 0.5 for answer in answers) == 1  # the one that found a place
+
+
+async def test_duplicates_share_the_place_of_their_first(database: Database) -> None:
+    """Also where every place is taken: who asks again is no further change."""
+    database.open({1: 10, 2: 10})
+    async with database.proxied() as (proxy, url):
+        proxy.greet = Link.cut
+        limits = Settings(database_url=url, waiting_changes_max=3, waiting_changes_per_account_max=2)
+        async with committing(limits) as committer:
+            first = committer.submit(Change(1, -1, "k"))
+            duplicates = [committer.submit(Change(1, -1, "k")) for _ in range(2)]
+            assert committer.waiting_count == 1
+            others = [committer.submit(Change(1, -1)), committer.submit(Change(2, -1))]
+            assert committer.full
+            assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
+            assert committer.submit(Change(1, -2, "k")).result() is Undecided.KEY_REUSED
+            late = committer.submit(Change(2, -1, "other"))
+            assert late.result() is Undecided.TURNED_AWAY
+            beyond = committer.submit(Change(1, -1, "k"))
+            assert beyond.result() is Undecided.TURNED_AWAY  # a change can have only so many duplicates
+            assert not any(future.done() for future in (first, *duplicates, *others))
+            proxy.greet = None
+            assert await all_of(first, *duplicates) == [Applied(9), *[Applied(9, replayed=True)] * 2]
+            assert await all_of(*others) == [Applied(8), Applied(9)]
 
 
 # No connection
@@ -145,7 +165,7 @@ async def test_without_a_connection_a_change_waits_until_its_deadline(database: 
         proxy.greet = Link.cut
         async with committing(Settings(database_url=url, deadline_seconds=1)) as committer:
             started = time.monotonic()
-            assert await committer.submit(Change(1, -1, "k")) is Undecided.NOT_APPLIED
+            assert await committer.submit(Change(1, -1, "k")) is Undecided.TURNED_AWAY
             assert time.monotonic() - started > 0.5
             proxy.greet = None
             await until(lambda: database.connected())
@@ -173,7 +193,7 @@ async def test_too_many_connections_is_no_connection(database: Database, debug_l
         async with committing(Settings(database_url=url, deadline_seconds=2)) as committer:
             late = committer.submit(Change(1, -1))
             await until(lambda: "TooManyConnectionsError" in debug_log.text)
-            assert await all_of(late) == [Undecided.NOT_APPLIED]
+            assert await all_of(late) == [Undecided.TURNED_AWAY]
             waiting = committer.submit(Change(1, -1))
             database.execute(f"ALTER ROLE {role} CONNECTION LIMIT 20")
             assert await all_of(waiting) == [Applied(9)]
@@ -194,7 +214,7 @@ async def test_a_server_that_is_shutting_down_is_no_connection(
         async with committing(Settings(database_url=url, deadline_seconds=1)) as committer:
             late = committer.submit(Change(1, -1))
             await until(lambda: "CannotConnectNowError" in debug_log.text)
-            assert await all_of(late) == [Undecided.NOT_APPLIED]
+            assert await all_of(late) == [Undecided.TURNED_AWAY]
         async with committing(Settings(database_url=url)) as committer:
             waiting = committer.submit(Change(1, -1))
             first.close()
@@ -211,7 +231,7 @@ async def test_what_is_queued_behind_a_statement_at_its_deadline_was_never_sent(
             in_flight = committer.submit(Change(1, -1, reference="in flight"))
             link = await struck
             behind = [committer.submit(Change(2, -1)), committer.submit(Change(1, -1))]
-            assert await all_of(in_flight, *behind) == [Undecided.UNKNOWN, *[Undecided.NOT_APPLIED] * 2]
+            assert await all_of(in_flight, *behind) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 2]
             link.release()
             await until(lambda: database.journal(1))
             assert await committer.submit(Change(2, -1)) == Applied(9)
@@ -254,14 +274,59 @@ async def test_more_blocked_rows_than_lanes_take_turns(database: Database) -> No
             assert await all_of(*blocked) == [Applied(9)] * 10
 
 
-async def test_a_change_blocked_until_its_deadline_is_surely_not_applied(
+async def test_many_blocked_rows_hold_up_nobody_else(database: Database, debug_log: pytest.LogCaptureFixture) -> None:
+    """The rows that are held are asked for all at once: one statement finds out, not one for each of them."""
+    users, held = range(1, 401), range(1, 401, 2)
+    database.open(dict.fromkeys(users, 10))
+    async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
+        with database.session("UPDATE users SET balance = balance WHERE id % 2 = 1") as holder:
+            waiting = {user_id: committer.submit(Change(user_id, -1)) for user_id in users}
+            free = [waiting[user_id] for user_id in users if user_id not in held]
+            assert await all_of(*free) == [Applied(9)] * len(free)
+            of_the_load = [record for record in debug_log.records if "changes: CONTENDED" in record.getMessage()]
+            assert len([one for one in of_the_load if "with 1 changes" not in one.getMessage()]) < 10
+            for left in range(8, 3, -1):
+                again = [committer.submit(Change(user_id, -1)) for user_id in users if user_id not in held]
+                assert await all_of(*again) == [Applied(left)] * len(again)
+            assert not any(waiting[user_id].done() for user_id in held)
+            holder.rollback()
+            assert await all_of(*(waiting[user_id] for user_id in held)) == [Applied(9)] * len(held)
+
+
+async def test_a_row_that_several_transactions_hold_is_found_by_halves(database: Database) -> None:
+    """Its header names no transaction, so it can't be asked for."""
+    database.open(dict.fromkeys(range(1, 41), 10))
+    share = "SELECT FROM users WHERE id = 7 FOR SHARE"
+    async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
+        with database.session(share), database.session(share):
+            waiting = [committer.submit(Change(user_id, -1)) for user_id in range(1, 41)]
+            blocked = waiting.pop(6)
+            assert await all_of(*waiting) == [Applied(9)] * 39
+            assert not blocked.done()
+        assert await all_of(blocked) == [Applied(9)]
+
+
+async def test_a_row_that_was_held_once_is_not_taken_for_held(database: Database) -> None:
+    """A transaction that was rolled back leaves its number in the rows, as a batch that failed does."""
+    database.open({1: 10, 2: 10})
+    for statement in ("UPDATE users SET balance = balance", "SAVEPOINT one; UPDATE users SET balance = balance"):
+        async with committing(Settings(database_url=database.url)) as committer:
+            session = await committer._connect()
+            with database.session(statement) as holder:
+                assert await session.held_accounts([1, 2, 3]) == {1, 2}
+                holder.rollback()
+            assert await session.held_accounts([1, 2, 3]) == set()
+            await session.close()
+
+
+async def test_a_change_blocked_until_its_deadline_is_turned_away(
     database: Database, debug_log: pytest.LogCaptureFixture
 ) -> None:
     database.open({1: 10})
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
         with database.holding(1):
             blocked = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1, "k"))]
-            assert await all_of(*blocked) == [Undecided.NOT_APPLIED] * 2
+            assert await all_of(*blocked) == [Undecided.TURNED_AWAY] * 2
         assert "LockNotAvailableError" in debug_log.text
         assert await committer.submit(Change(1, -2)) == Applied(8)
     assert [row.amount for row in database.journal(1)] == [-2]
@@ -337,7 +402,7 @@ async def test_a_server_without_room_is_asked_again(database: Database, code: st
 
 
 @pytest.mark.parametrize("why", ["read-only", "full"])
-async def test_a_server_that_cannot_write_until_the_deadline_has_surely_not_applied_it(
+async def test_a_server_that_cannot_write_until_the_deadline_has_turned_away_it(
     database: Database, debug_log: pytest.LogCaptureFixture, why: str
 ) -> None:
     database.open({1: 10})
@@ -350,9 +415,9 @@ async def test_a_server_that_cannot_write_until_the_deadline_has_surely_not_appl
         committing(Settings(database_url=url, deadline_seconds=1)) as committer,
     ):
         late = [committer.submit(Change(1, -1)), committer.submit(Change(1, -1, "k"))]
-        await until(lambda: "READ_ONLY" in debug_log.text)
+        await until(lambda: "CANNOT_WRITE" in debug_log.text)
         proxy.greet = Link.cut  # so that it is not in flight again at its deadline
-        assert await all_of(*late) == [Undecided.NOT_APPLIED] * 2
+        assert await all_of(*late) == [Undecided.TURNED_AWAY] * 2
     assert database.journal(1) == []
 
 
@@ -394,14 +459,14 @@ async def test_a_key_that_another_session_lets_go_of_is_applied(database: Databa
         assert await all_of(waiting) == [Applied(9)]
 
 
-async def test_a_key_that_stays_in_doubt_until_the_deadline_is_surely_not_applied(database: Database) -> None:
+async def test_a_key_that_stays_in_doubt_until_the_deadline_is_turned_away(database: Database) -> None:
     database.open({1: 10, 2: 10})
     async with committing(Settings(database_url=database.url, deadline_seconds=1)) as committer:
         with database.session(TAKE_KEY):
             doubtful = committer.submit(Change(1, -1, "k"))
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
-            assert await all_of(doubtful) == [Undecided.NOT_APPLIED]
+            assert await all_of(doubtful) == [Undecided.TURNED_AWAY]
     assert database.balance(1) == 10
 
 
@@ -413,7 +478,7 @@ async def test_a_refusal_whose_key_is_in_doubt_delays_its_own_account_alone(data
             await until(database.blocked)
             assert await committer.submit(Change(2, -1)) == Applied(9)
             assert not doubtful.done()
-            assert await all_of(doubtful) == [Undecided.NOT_APPLIED]
+            assert await all_of(doubtful) == [Undecided.TURNED_AWAY]
 
 
 # Rejected: the fault of one change
@@ -499,7 +564,7 @@ async def test_an_account_is_carried_by_one_lane_at_a_time(database: Database) -
             with database.holding(1):
                 await asyncio.sleep(0.6)
                 follower = committer.submit(Change(1, -2))
-                assert await all_of(*alone) == [Undecided.NOT_APPLIED] * 2
+                assert await all_of(*alone) == [Undecided.TURNED_AWAY] * 2
                 await until(database.blocked)
                 proxy.greet = None
                 for link in proxy.links:
@@ -604,7 +669,7 @@ async def test_twins_share_what_is_not_an_outcome(database: Database) -> None:
         proxy.greet = Link.cut
         async with committing(Settings(database_url=url, deadline_seconds=0.2)) as committer:
             twins = [committer.submit(Change(1, -1, "k")) for _ in range(3)]
-            assert await all_of(*twins) == [Undecided.NOT_APPLIED] * 3
+            assert await all_of(*twins) == [Undecided.TURNED_AWAY] * 3
 
 
 # Clients that vanish
@@ -650,3 +715,33 @@ async def test_a_twin_gets_its_outcome_though_the_first_client_has_gone(database
         assert await all_of(twins[1]) == [Applied(9, replayed=True)]
         assert await committer.submit(Change(1, -1, "k")) == Applied(9, replayed=True)
     assert len(database.journal(1)) == 1
+
+
+# A fault of the service's own
+
+
+async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_service_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch, debug_log: pytest.LogCaptureFixture
+) -> None:
+    """What is in flight is unknown; nothing else was sent; whoever comes later is turned away."""
+    database.open({1: 10, 2: 10})
+    told: list[str] = []
+    async with database.proxied() as (proxy, url), committing(Settings(database_url=url)) as committer:
+        monkeypatch.setattr(committer, "_on_failure", lambda: told.append("failed"))
+        struck = proxy.strike(b"in flight", Link.hold)
+        in_flight = committer.submit(Change(1, -1, "k", "in flight"))
+        await struck
+        waiting = [
+            committer.submit(Change(1, -1)),
+            committer.submit(Change(2, -1)),
+            committer.submit(Change(2, 1, "l")),
+        ]
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("unforeseen")
+
+        monkeypatch.setattr(committer._room, "due", fail)
+        assert await all_of(in_flight, *waiting) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 3]
+        assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
+    assert told == ["failed"]
+    assert "unforeseen" in debug_log.text

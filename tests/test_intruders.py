@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import zlib
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 import pytest
 from msgspec.structs import replace
@@ -103,6 +105,39 @@ async def test_a_flood_of_what_is_no_request_does_not_flood_the_log(database_url
                 assert b".py" not in answer
         assert len(service.log) - before < 20, service.log[before:]
         assert "Traceback" not in "".join(service.log)
+
+
+def bomb() -> bytes:
+    """A request whose body, 600 KiB of gzip, inflates to 600 MB."""
+    packer = zlib.compressobj(wbits=31)
+    body = b"".join(packer.compress(bytes(10**6)) for _ in range(600)) + packer.flush()
+    head = b"POST /api/balance/update HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def test_nothing_is_inflated(database_url: str, tmp_path: Path) -> None:
+    """Inflating takes the service's time: a second and more for five of these bodies."""
+    data = bomb()
+    async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
+        process = psutil.Process(service.process.pid)
+        before = process.cpu_times().user
+        for answer in await asyncio.gather(*(raw(service.url, data) for _ in range(5))):
+            assert answer.startswith(b"HTTP/1.1 415 "), answer
+        assert process.cpu_times().user - before < 0.5
+
+
+async def test_an_encoded_body_is_refused_before_it_arrives_and_leaves_its_connection_usable(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
+        address = urlsplit(service.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(b"POST /no HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 415 ")
+            writer.write(b"junkGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"HTTP/1.1 200 ")
+        writer.close()
 
 
 async def test_a_fault_is_answered_without_its_cause(

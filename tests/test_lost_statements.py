@@ -124,6 +124,37 @@ async def test_the_first_answer_after_a_lost_one_is_not_marked_as_replayed(
         assert [status for status, _ in answers] == [200, 200, 400, 400]
 
 
+async def test_a_repetition_while_the_database_is_away_says_of_itself_alone_that_it_changed_nothing(
+    aiohttp_client: AiohttpClient, database: Database
+) -> None:
+    """The first answer may have been lost on its way to the caller, and the change is there."""
+    database.open({1: 10})
+    update = {"userId": 1, "amount": -4}
+    error = "Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"
+    async with database.proxied() as (proxy, url):
+        client = await aiohttp_client(make_app(Settings(database_url=url, deadline_seconds=1, statement_seconds=0.5)))
+
+        async def ask() -> tuple[int, object]:
+            async with client.post(UPDATE, json=update, headers={"Idempotency-Key": "k"}) as answer:
+                return answer.status, await answer.json()
+
+        async def ask_in_bulk() -> tuple[int, object]:
+            body = {"updates": [{**update, "idempotencyKey": "k"}]}
+            async with client.post(f"{UPDATE}s", json=body) as answer:
+                return answer.status, await answer.json()
+
+        assert await ask() == (200, {"userId": 1, "newBalance": 6})
+        proxy.greet = Link.cut
+        proxy.cut()
+        assert list(await asyncio.gather(ask(), ask_in_bulk())) == [
+            (503, {"error": error}),
+            (200, {"results": [{"status": 503, "error": error}]}),
+        ]
+        proxy.greet = None
+        assert await ask() == (200, {"userId": 1, "newBalance": 6})
+    assert len(database.journal(1)) == 1
+
+
 def impatient(url: str) -> Settings:
     """Have no time for a second try."""
     return Settings(database_url=url, statement_seconds=2, deadline_seconds=3.9)
@@ -345,7 +376,7 @@ def rejected(database: Database, *_: object) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [unreachable, blocked, read_only, full, no_such_user, rejected])
-async def test_what_was_once_unknown_is_never_said_to_be_surely_not_applied(
+async def test_what_was_once_unknown_is_never_said_to_be_turned_away(
     database: Database, obstacle: Callable[[Database, FaultProxy, contextlib.ExitStack], None]
 ) -> None:
     database.open({1: 10})

@@ -22,7 +22,7 @@ async def test_every_route_is_documented(client: Client, database_url: str) -> N
     assert documented == served
     update = document["paths"]["/api/balance/update"]["post"]
     assert set(update["responses"]) == {
-        str(status) for status in (200, 400, 401, 403, 404, 408, 413, 415, 422, 500, 503, 504)
+        str(status) for status in (200, 400, 401, 403, 404, 408, 413, 415, 421, 422, 500, 503, 504)
     }
     assert "Retry-After" in update["responses"]["503"]["headers"]
     assert [parameter["name"] for parameter in update["parameters"]] == ["Idempotency-Key"]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_balance.changes import BALANCE_LIMIT, Change, Refusal
+from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal
 from atomic_balance.planning import covered_prefix, refusal
-from atomic_balance.waiting import Waiting, WaitingAccount
+from atomic_balance.waiting import WaitingAccount, WaitingChange, WaitingRoom
 
 amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
 balances = st.one_of(st.integers(-30, 30), st.just(BALANCE_LIMIT - 5))
@@ -56,6 +56,32 @@ def test_a_change_is_refused_exactly_where_the_balance_cannot_cover_it(amount: i
         assert balance + amount > BALANCE_LIMIT
 
 
+class Watched(float):
+    """A deadline that counts how often it is looked at."""
+
+    looks = 0
+
+    def __le__(self, now: float) -> bool:
+        Watched.looks += 1
+        return float(self) <= now
+
+
+def test_expiry_looks_no_further_than_what_is_due() -> None:
+    room = WaitingRoom()
+    future: asyncio.Future[Outcome] = asyncio.get_event_loop_policy().get_event_loop().create_future()
+    changes = [
+        WaitingChange(Change(1 + number // 2, -1), f" {number}", number, Watched(number), future)
+        for number in range(2_000)
+    ]
+    for waiting in changes:
+        room.add(waiting)
+    assert room.due(9) == changes[:10]
+    for waiting in changes[3:8]:
+        room.answer(waiting)
+    assert room.due(9) == changes[:3] + changes[8:10]
+    assert Watched.looks == 11 + 6
+
+
 @given(
     st.lists(st.tuples(amounts, st.booleans()), min_size=1, max_size=30),
     st.none() | balances,
@@ -70,7 +96,7 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
     account.balance, account.minimum_balance = balance, minimum
     loop = asyncio.get_event_loop_policy().get_event_loop()
     for number, (amount, answered) in enumerate(changes):
-        waiting = Waiting(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
+        waiting = WaitingChange(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
         account.changes.append(waiting)
         if answered:
             waiting.answered = True

@@ -65,6 +65,9 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
         ("API_TOKEN", "secret token"),
         ("API_TOKEN", "secret,,other"),
         ("READ_TOKEN", "secret token"),
+        ("ALLOWED_HOSTS", "example.org:80"),
+        ("ALLOWED_HOSTS", "https://example.org"),
+        ("ALLOWED_HOSTS", "one,,two"),
     ],
 )
 def test_a_wrong_value_names_the_setting_and_what_was_expected(

@@ -22,6 +22,7 @@ from atomic_balance.messages import Balance, UserId
 from atomic_balance.metrics import Metrics
 from atomic_balance.migrations import migrate
 from atomic_balance.serving import (
+    BrokenError,
     StartError,
     check_schema,
     listen,
@@ -75,7 +76,7 @@ def main() -> None:
                 _serve(settings, where)
     except WrongSettingError as error:
         sys.exit(_failed(error, 2))
-    except (StartError, EmbeddedPostgresError) as error:
+    except (StartError, BrokenError, EmbeddedPostgresError) as error:
         sys.exit(_failed(error, 1))
     except (UnreachableError, psycopg.Error, OSError) as error:
         sys.exit(_failed(f"database: {_first_line(error.__cause__ or error)}", 1))

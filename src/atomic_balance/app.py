@@ -5,23 +5,25 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import json
 
 from atomic_balance import handlers
-from atomic_balance.authorization import Tokens, answer_if_allowed
+from atomic_balance.authorization import OPEN_PATHS, Tokens, answer_if_allowed
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.endpoints import ENDPOINTS
 from atomic_balance.errors import ApiError, error_response, of_http_exception
 from atomic_balance.group_commit import GroupCommit, Limits
+from atomic_balance.hosts import host_check
 from atomic_balance.logs import REQUEST_ID
 from atomic_balance.metrics import Metrics
 from atomic_balance.openapi import document
+from atomic_balance.readiness import Readiness
 from atomic_balance.settings import Settings
 from atomic_balance.store import Store, connect
 
@@ -32,18 +34,31 @@ REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _TOKENS = web.AppKey("tokens", Tokens)
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
+_HOST_CHECK: web.AppKey[Callable[[str], bool]] = web.AppKey("host_check")
 
 
-def make_app(settings: Settings, metrics: Metrics | None = None, tokens: Tokens | None = None) -> web.Application:
+def make_app(
+    settings: Settings,
+    metrics: Metrics | None = None,
+    tokens: Tokens | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
     `metrics`: where it counts; None: by itself. `tokens`: those that are accepted; None: those of `settings`.
+    `on_failure`: called if changes can't be carried any more.
     """
-    app = web.Application(middlewares=[answer], client_max_size=settings.body_bytes_max)
+    app = web.Application(
+        middlewares=[answer],
+        client_max_size=settings.body_bytes_max,
+        # What a small body inflates to would hold up everybody, before any handler could refuse it.
+        handler_args={"auto_decompress": False},
+    )
     app[_TOKENS] = tokens or Tokens(settings)
+    app[_HOST_CHECK] = host_check(settings)
     app[handlers.BODY_SECONDS] = settings.deadline_seconds
     app[handlers.DRAINING] = asyncio.Event()
-    app.add_routes([web.route(endpoint.method, endpoint.path, endpoint.handler) for endpoint in ENDPOINTS])
+    app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
     if metrics is None:
         (numbers,) = shared_numbers(1)
@@ -60,13 +75,22 @@ def make_app(settings: Settings, metrics: Metrics | None = None, tokens: Tokens 
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        async with GroupCommit(lambda: connect(settings), limits(settings), metrics.own).running() as committer:
+        group_commit = GroupCommit(lambda: connect(settings), limits(settings), metrics.own, on_failure)
+        async with group_commit.running() as committer:
             metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
             app[handlers.GROUP_COMMIT] = committer
+            readiness = Readiness(app[handlers.STORE], committer, app[handlers.DRAINING], settings.deadline_seconds)
+            app[handlers.READINESS] = readiness
             yield
+            await readiness.close()
 
     app.cleanup_ctx.extend((store, group_commit))
     return app
+
+
+def _pattern(path: str) -> str:
+    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
+    return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
 
 
 def limits(settings: Settings) -> Limits:
@@ -79,21 +103,29 @@ def limits(settings: Settings) -> Limits:
         waiting_changes_per_account=settings.waiting_changes_per_account_max,
         deadline_seconds=settings.deadline_seconds,
         landing_seconds=min(2 * settings.lock_seconds, settings.deadline_seconds / 2),
+        lock_seconds=settings.lock_seconds,
     )
 
 
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Name the request, let it pass if it may, and turn whatever was raised into an answer; the log has the cause."""
-    app = request.app
-    request_ids = app[_REQUEST_IDS]
-    request_id = request.headers.get(REQUEST_ID_HEADER, "")
+    app, headers = request.app, request.headers
+    request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
+        request_ids = app[_REQUEST_IDS]
         request_id = next(request_ids)
     REQUEST_ID.set(request_id)
     try:
+        if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
+            raise ApiError("unsupported_content_encoding")
         tokens = app[_TOKENS]
-        response = await (answer_if_allowed(tokens, request, handler) if tokens.writing else handler(request))
+        if tokens.writing:
+            response = await answer_if_allowed(tokens, request, handler)
+        elif app[_HOST_CHECK](headers.get(hdrs.HOST, "")) or request.path in OPEN_PATHS:
+            response = await handler(request)
+        else:
+            raise ApiError("misdirected_request")
     except ApiError as error:
         response = error_response(request, error.code, error.text)
     except web.HTTPException as error:
@@ -108,3 +140,8 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if app[handlers.DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response
+
+
+def _is_encoded(request: web.Request) -> bool:
+    codings = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING)).split(",")
+    return not {coding.strip().lower() for coding in codings} <= {"", "identity"}

@@ -29,7 +29,7 @@ async def open_connection(settings: Settings) -> asyncpg.Connection:
             try:
                 chosen = await answer
                 break
-            except FAULTS as error:
+            except Exception as error:  # noqa: BLE001 - what a wrong server sends can make asyncpg raise anything
                 reason = error
     finally:
         for task in asked:

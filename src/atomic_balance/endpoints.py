@@ -24,8 +24,10 @@ from atomic_balance.messages import (
     UpdateResults,
 )
 
+_ENCODED = "unsupported_content_encoding"
+_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
-    "unauthorized",
+    *_DOOR_ERRORS,
     "forbidden",
     "request_timeout",
     "invalid_request",
@@ -33,7 +35,7 @@ _BODY_ERRORS = (
     "unsupported_media_type",
     "internal_error",
 )
-_STORE_ERRORS = ("unauthorized", "invalid_request", "internal_error", "unavailable")
+_STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -70,7 +72,7 @@ _ENTRY = {
     "idempotencyKey": "4711-1",
     "createdAt": "2026-01-31T12:00:00.000000Z",
 }
-_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "schema": "ok"}
+_CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "commits": "ok", "schema": "ok"}
 
 ENDPOINTS = (
     Endpoint(
@@ -85,7 +87,7 @@ ENDPOINTS = (
             "balance_limit_exceeded",
             "user_not_found",
             "idempotency_key_reused",
-            "not_applied",
+            "turned_away",
             "outcome_unknown",
         ),
         body=BalanceUpdate,
@@ -193,20 +195,22 @@ ENDPOINTS = (
         handlers.healthz,
         "Whether the process lives",
         {200: Reply(Health, "It does", {"status": "ok"})},
+        errors=(_ENCODED,),
     ),
     Endpoint(
         "GET",
         "/readyz",
         handlers.readyz,
-        "Whether the service can serve",
+        "Whether to send changes here",
         {
-            200: Reply(Readiness, "It can", {"status": "ok", "checks": _CHECKS}),
+            200: Reply(Readiness, "Yes", {"status": "ok", "checks": _CHECKS}),
             503: Reply(
                 Readiness,
-                "It can't, and why",
-                {"status": "unavailable", "checks": {**_CHECKS, "database": "does not answer", "schema": "not known"}},
+                "No, and why: stopping, full, behind, or for DEADLINE_SECONDS without a database or a commit",
+                {"status": "unavailable", "checks": {**_CHECKS, "database": "has not answered for 12.3 s"}},
             ),
         },
+        errors=(_ENCODED,),
     ),
     Endpoint(
         "GET",
@@ -214,7 +218,7 @@ ENDPOINTS = (
         handlers.metrics,
         "What is counted and measured, for Prometheus",
         {200: Reply(None, "The metrics", content_type="text/plain")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -222,7 +226,7 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -233,6 +237,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which holds no data, for those who sent no token", content_type="text/html"),
         },
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",
@@ -243,6 +248,7 @@ ENDPOINTS = (
             200: Reply(None, "The page", content_type="text/html"),
             401: Reply(None, "The page, which asks those for a token who sent none", content_type="text/html"),
         },
+        errors=(_ENCODED, "misdirected_request"),
     ),
     Endpoint(
         "GET",
@@ -250,6 +256,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=("unauthorized",),
+        errors=_DOOR_ERRORS,
     ),
 )

@@ -31,9 +31,13 @@ PROBLEMS: Mapping[str, Problem] = {
     "balance_below_minimum": Problem(409, "The balance is below this minimum"),
     "body_too_large": Problem(413, "Body too large"),
     "unsupported_media_type": Problem(415, "Content-Type: expected application/json"),
+    "unsupported_content_encoding": Problem(415, "Content-Encoding: expected none, or identity"),
+    "misdirected_request": Problem(421, "Host: expected a name of this service (the setting ALLOWED_HOSTS adds names)"),
     "idempotency_key_reused": Problem(422, "Idempotency-Key: already used for another change of this user"),
     "internal_error": Problem(500, "Internal server error"),
-    "not_applied": Problem(503, "Service unavailable: the change was not applied, try again"),
+    "turned_away": Problem(
+        503, "Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"
+    ),
     "unavailable": Problem(503, "Service unavailable: try again"),
     "outcome_unknown": Problem(
         504,
@@ -67,6 +71,8 @@ def error_response(request: web.BaseRequest, code: str, text: str | None = None)
     headers = {"Content-Type": "application/json", "Vary": "Accept"}
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if code == "unsupported_content_encoding":
+        headers["Accept-Encoding"] = "identity"
     if problem.status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if "application/problem+json" in request.headers.get("Accept", ""):

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import inspect
 
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_NAME_CHARACTERS_MAX = 100
 _MEMBER_IN_MESSAGE = re.compile(r"^Object (?P<fault>missing required|contains unknown) field `(?P<name>[^`]*)`")
 
 
@@ -42,7 +43,7 @@ def explain(error: Exception, shape: type[msgspec.Struct]) -> str:
     members = expected(shape)
     missing = _MEMBER_IN_MESSAGE.match(message)
     if missing and missing["fault"] == "contains unknown":
-        return f"{_join(path, missing['name'])}: expected no such member"
+        return f"{_join(path, _cut(missing['name']))}: expected no such member"
     if missing:
         path = _join(path, missing["name"])
     elif message in members:
@@ -55,3 +56,8 @@ def explain(error: Exception, shape: type[msgspec.Struct]) -> str:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def _cut(name: str) -> str:
+    """`name`, which may be anything that a caller sent, so that an answer is not made large by it."""
+    return name if len(name) <= _NAME_CHARACTERS_MAX else f"{name[:_NAME_CHARACTERS_MAX]}…"

@@ -1,38 +1,41 @@
-"""Group commit: changes that arrive while a statement is in flight travel together in the next one.
+"""Group commit: changes that wait at the same time share a statement.
 
-One event loop, so no mutex. A lane is a task that owns a session. Lane 0 carries the load, one statement in flight;
-the others carry one suspect account each, so that an account that is blocked, or whose change fails, holds up no other.
-There is no timer and no added delay: with nothing in flight a change leaves at once, and nobody is answered before the
-commit is durable. The idea is PostgreSQL's own group commit, one level up.
+One lane carries the load: with nothing in flight a change leaves at once, and while a statement is on its way the next
+batch gathers. The other lanes carry what would hold that one up: accounts whose rows another transaction holds, and
+changes that go alone. waiting.py has the states, docs/guarantees.md what is promised when something fails.
 """
 
 import asyncio
 import logging
 import secrets
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
 from contextlib import asynccontextmanager
+from enum import Enum, auto
 
 from msgspec import Struct, structs
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
 from atomic_balance.connections import UnreachableError
 from atomic_balance.counting import Numbers
+from atomic_balance.logs import REQUEST_ID
 from atomic_balance.planning import refusal
 from atomic_balance.store import Answers, Judged, Recorded, Refusing, Session, State, StatementError
-from atomic_balance.waiting import Batch, Waiting, WaitingAccount
+from atomic_balance.waiting import Batch, WaitingAccount, WaitingChange, WaitingRoom
 
 log = logging.getLogger("atomic_balance")
 
 _EXPIRE_SECONDS = 0.05
 _RECONNECT_SECONDS = 0.05
 _RECONNECT_SECONDS_MAX = 0.5
+_CONTENTION_SECONDS = 1.0
+_BRIEF = 0.1
 
 
 class Limits(Struct, frozen=True):
     """The limits of a GroupCommit. At most 1,000 changes per statement, so that no sum leaves bigint.
 
     `landing_seconds`: how long before its deadline a change is not sent any more; what a statement may take.
+    `lock_seconds`: the longest that a statement waits for a row.
     """
 
     changes_per_statement: int
@@ -42,97 +45,138 @@ class Limits(Struct, frozen=True):
     waiting_changes_per_account: int
     deadline_seconds: float
     landing_seconds: float
+    lock_seconds: float
+
+
+class _Turn(Enum):
+    """What a lane's turn came to."""
+
+    IDLE = auto()
+    """There was nothing to carry."""
+    DONE = auto()
+    LOST = auto()
+    """The session is not to be used again."""
 
 
 class GroupCommit:
-    """Takes changes and gives their outcomes; to be entered as `async with GroupCommit(...).running()`."""
+    """Takes changes and gives their outcomes; to be entered as `async with GroupCommit(...).running()`.
 
-    def __init__(self, connect: Callable[[], Awaitable[Session]], limits: Limits, numbers: Numbers) -> None:
+    `on_failure`: called once if it can't go on (`failure` says why); everything is answered by then.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Session]],
+        limits: Limits,
+        numbers: Numbers,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.failure: BaseException | None = None
         self._connect = connect
         self._limits = limits
         self._numbers = numbers
-        self._accounts: dict[int, WaitingAccount] = {}
-        self._keyed: dict[tuple[int, str], Waiting] = {}
-        # Accounts that no lane has, in the order in which they are to be taken.
-        self._ready: OrderedDict[int, WaitingAccount] = OrderedDict()
-        self._suspects: OrderedDict[int, WaitingAccount] = OrderedDict()
-        self._ready_wake = asyncio.Event()
-        self._suspects_wake = asyncio.Event()
-        self._waiting_count = 0
+        self._on_failure = on_failure
+        self._room = WaitingRoom()
         self._next_number = 0
         self._key_prefix = f" {secrets.token_hex(16)}-"  # a space first: no caller's key can hold one
+        self._contended_at = float("-inf")
+        self._failing_since: float | None = None
+        self._failed_at = float("-inf")
         self._loop = asyncio.get_running_loop()
 
     def submit(self, change: Change) -> asyncio.Future[Outcome]:
-        """Accept a change; the future gives its outcome, by the deadline, and is never an exception."""
+        """Accept a change; the future gives its outcome, by the deadline, and is never an exception.
+
+        An account's changes are applied in the order in which they are submitted. A duplicate of a change that waits -
+        the same user, key, amount and reference - waits for that one's outcome and takes no place of its own. Without a
+        place it is turned away at once. What each outcome promises is said where it is defined, in changes.py.
+        """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        account = self._accounts.get(change.user_id)
-        if self.full or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account):
-            self._tell(future, Undecided.NOT_APPLIED)
-            return future
         key = change.idempotency_key
-        first = self._keyed.get((change.user_id, key)) if key is not None else None
+        first = self._room.keyed(change.user_id, key) if key is not None else None
         if first is not None:
-            if is_same(first.change, change):
-                first.twins.append(future)
-                self._waiting_count += 1
-            else:
+            if not is_same(first.change, change):
                 self._tell(future, Undecided.KEY_REUSED)
+            elif len(first.duplicates) < self._limits.waiting_changes_per_account:
+                first.duplicates.append(future)
+            else:
+                self._tell(future, Undecided.TURNED_AWAY)
             return future
-        if account is None:
-            account = self._accounts[change.user_id] = WaitingAccount(change.user_id)
-            self._queue(account)
+        account = self._room.account(change.user_id)
+        if (
+            self.full
+            or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account)
+            or self.failure is not None
+        ):
+            self._tell(future, Undecided.TURNED_AWAY)
+            return future
         number = self._next_number
         self._next_number += 1
         deadline = self._loop.time() + self._limits.deadline_seconds
-        waiting = Waiting(change, key or f"{self._key_prefix}{number:012x}", number, deadline, future)
-        account.changes.append(waiting)
-        self._waiting_count += 1
-        if key is not None:
-            self._keyed[change.user_id, key] = waiting
+        key = key or f"{self._key_prefix}{number:012x}"
+        self._room.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
         return future
 
     @property
     def waiting_count(self) -> int:
         """How many changes wait for their answer."""
-        return self._waiting_count
+        return self._room.count
 
     @property
     def full(self) -> bool:
         """Whether there is no place for a further change."""
-        return self._waiting_count >= self._limits.waiting_changes
+        return self._room.count >= self._limits.waiting_changes
+
+    @property
+    def failing_seconds(self) -> float:
+        """For how long no statement could be committed, though some were tried; 0 once none has been for a deadline."""
+        now = self._loop.time()
+        if self._failing_since is None or now - self._failed_at > self._limits.deadline_seconds:
+            return 0.0
+        return now - self._failing_since
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["GroupCommit"]:
         """Run the lanes; at the end everything that was accepted is answered first."""
         async with asyncio.TaskGroup() as tasks:
-            owned = [
-                tasks.create_task(self._lane(self._take_ready, self._ready_wake)),
-                *(
-                    tasks.create_task(self._lane(self._take_suspect, self._suspects_wake))
-                    for _ in range(1, self._limits.lanes)
-                ),
-                tasks.create_task(self._expire()),
-            ]
+            work = tasks.create_task(self._work())
             try:
                 yield self
-                while self._accounts:  # noqa: ASYNC110 - bounded: by the deadline everything is answered
+                while not (self._room.empty or self.failure):  # noqa: ASYNC110 - by the deadline all is answered
                     await asyncio.sleep(_EXPIRE_SECONDS)
             finally:
-                for task in owned:
-                    task.cancel()
+                work.cancel()
 
-    async def _lane(self, take: Callable[[], Batch | None], wake: asyncio.Event) -> None:
+    async def _work(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._lane(self._carry_ready, self._room.ready_wake))
+                for _ in range(1, self._limits.lanes):
+                    tasks.create_task(self._lane(self._carry_suspects, self._room.suspects_wake))
+                tasks.create_task(self._expire())
+        except* Exception as failure:
+            log.critical("changes can't be carried any more", exc_info=failure)
+            self._give_up(failure)
+
+    def _give_up(self, failure: BaseException) -> None:
+        """Answer everything: after a fault of our own nobody will carry it."""
+        self.failure = failure
+        for waiting in self._room.unanswered():
+            undecided = waiting.unknown or waiting.in_flight
+            self._answer(waiting, Undecided.UNKNOWN if undecided else Undecided.TURNED_AWAY)
+        self._on_failure()
+
+    async def _lane(self, carry: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
         session: Session | None = None
         try:
             while True:
                 if session is None or session.closed:
                     session = await self._connected()
                 wake.clear()
-                batch = take()
-                if batch is None:
+                turn = await carry(session)
+                if turn is _Turn.IDLE:
                     await wake.wait()
-                elif not await self._attempt(session, batch):
+                elif turn is _Turn.LOST:
                     session.terminate()
                     await asyncio.sleep(_RECONNECT_SECONDS)
         finally:
@@ -146,75 +190,174 @@ class GroupCommit:
                 return await self._connect()
             except UnreachableError as error:
                 log.warning("the database can't be reached: %r", error.__cause__)
+                if self._room.count:
+                    self._note_failing()
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
 
-    def _take_ready(self) -> Batch | None:
-        room = self._limits.changes_per_statement
-        parts: list[tuple[WaitingAccount, list[Waiting]]] = []
-        while self._ready and room and len(parts) < self._limits.accounts_per_statement:
-            _, account = self._ready.popitem(last=False)
-            part = account.portion(room)
-            account.busy = True
-            parts.append((account, part))
-            room -= len(part)
-        return Batch(parts, self._next_number) if parts else None
+    async def _carry_ready(self, session: Session) -> _Turn:
+        limits = self._limits
+        batch = self._room.take_ready(limits.changes_per_statement, limits.accounts_per_statement, self._next_number)
+        if batch is None:
+            return _Turn.IDLE
+        # While rows are held, whoever meets one must not keep the others for long.
+        contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
+        return await self._carry(session, batch, limits.lock_seconds * (_BRIEF if contended else 1))
 
-    def _take_suspect(self) -> Batch | None:
-        if not self._suspects:
-            return None
-        _, account = self._suspects.popitem(last=False)
-        account.busy = True
-        return Batch([(account, account.portion(self._limits.changes_per_statement))], self._next_number)
+    async def _carry_suspects(self, session: Session) -> _Turn:
+        """Carry those suspects together whose rows are free; if none is, the first by itself, waiting for its row.
 
-    async def _attempt(self, session: Session, batch: Batch) -> bool:
-        """Send a batch and settle it; gives whether the session may be used again."""
-        in_flight = batch.changes()
-        began = self._loop.time()
-        for account, _ in batch.parts:
-            account.suspect = False
+        That one sends a single change: a statement that may wait in vain is to be a small one.
+        """
+        suspects = self._room.take_suspects(self._limits.accounts_per_statement)
+        if not suspects:
+            return _Turn.IDLE
+        held: Set[int] | None = set()
+        if len(suspects) > 1 and not suspects[0].next_goes_alone():
+            held = await self._held(session, suspects)
+        if held is None:
+            self._room.put_back(suspects)
+            return _Turn.LOST
+        free = [one for one in suspects if one.user_id not in held and not one.next_goes_alone()]
+        if len(suspects) == 1 or suspects[0].next_goes_alone() or not free:
+            tried, seconds, changes_max = suspects[:1], self._limits.lock_seconds, 1
+        else:
+            tried, seconds, changes_max = free, self._limits.lock_seconds * _BRIEF, self._limits.changes_per_statement
+        batch = Batch([], self._next_number)
+        for account in tried:
+            portion = account.portion(changes_max)
+            changes_max -= len(portion)
+            if portion:
+                batch.parts.append((account, portion))
+        carried = {account.user_id for account in batch.accounts()}
+        self._room.put_back(one for one in suspects if one.user_id not in carried)
+        return await self._carry(session, batch, seconds) if carried else _Turn.DONE
+
+    async def _held(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
+        """The user ids of those whose rows are held by a transaction that has not ended; None: the session is lost."""
         try:
-            for waiting in in_flight:
-                waiting.in_flight = True
-            answers = await session.apply(
-                [waiting.change for waiting in in_flight],
-                [waiting.key for waiting in in_flight],
-                [waiting.repeatable for waiting in in_flight],
-            )
-            _landed(in_flight)
-            self._numbers.statement_changes.observe(len(in_flight))
-            self._numbers.statement_seconds.observe(self._loop.time() - began)
-            refused = self._settle(batch, in_flight, answers)
-            if refused:
-                in_flight = [waiting for waiting, _ in refused]
-                for waiting in in_flight:
-                    waiting.in_flight = True
-                bound = await session.record_refusals([refusing for _, refusing in refused])
-                _landed(in_flight)
-                for waiting, refusing in refused:
-                    if (waiting.change.user_id, waiting.key) in bound:
-                        self._answer(waiting, Refused(refusing.refusal))
+            return await session.held_accounts([account.user_id for account in accounts])
         except StatementError as error:
-            self._numbers.count_failure(error.state)
-            level = logging.DEBUG if error.state in (State.KEY_TAKEN, State.CONTENDED) else logging.WARNING
-            log.log(level, "a statement with %d changes: %s, %r", len(in_flight), error, error.__cause__)
-            self._failed(in_flight, error.state)
-            return error.state not in (State.UNKNOWN, State.READ_ONLY)
-        except Exception:
-            log.exception("settling %d changes failed", len(in_flight))
-            self._failed(in_flight, State.UNKNOWN)
-            return False
-        finally:
-            for account, _ in batch.parts:
-                account.busy = False
-                self._tidy(account)
-        return True
+            self._note(error, "asking which rows are held")
+            return None if error.state in _LOST else frozenset()
 
-    def _settle(self, batch: Batch, sent: list[Waiting], answers: Answers) -> list[tuple[Waiting, Refusing]]:
+    async def _carry(self, session: Session, batch: Batch, lock_seconds: float) -> _Turn:
+        """Send a batch, settle it, and put its accounts where they belong then."""
+        state = await self._attempt(session, batch, lock_seconds)
+        contended: Set[int] = frozenset()
+        if state is State.CONTENDED:
+            self._contended_at = self._loop.time()
+            if len(batch.parts) == 1:
+                contended = {batch.parts[0][0].user_id}
+            else:
+                held = await self._held(session, batch.accounts())
+                if held is None:
+                    state = State.UNKNOWN
+                elif held:
+                    contended = held
+                else:
+                    return await self._carry_halves(session, batch)
+        self._release(batch, contended)
+        return _Turn.LOST if state in _LOST else _Turn.DONE
+
+    async def _carry_halves(self, session: Session, batch: Batch) -> _Turn:
+        """Find the account that is in the way though its row does not say so: half of them are carried without it."""
+        seconds = self._limits.lock_seconds * _BRIEF
+        first, second = batch.halves()
+        turn = await self._carry(session, first, seconds)
+        if turn is not _Turn.LOST:
+            return await self._carry(session, second, seconds)
+        self._release(second, frozenset())
+        return turn
+
+    def _release(self, batch: Batch, contended: Set[int]) -> None:
+        """Let other lanes have a batch's accounts. What has no time left for another try is answered first."""
+        now = self._loop.time()
+        for account in batch.accounts():
+            for waiting in account.overdue(now + self._limits.landing_seconds):
+                self._answer_overdue(waiting, now)
+            self._room.release(account, account.user_id in contended)
+
+    async def _attempt(self, session: Session, batch: Batch, lock_seconds: float) -> State | None:
+        """Send a batch, and answer what that decides; gives what a failure left behind, None if there was none."""
+        changes = batch.changes()
+        began = self._loop.time()
+        _set_in_flight(changes, True)
+        try:
+            answers = await session.apply(
+                [waiting.change for waiting in changes],
+                [waiting.key for waiting in changes],
+                [waiting.repeatable for waiting in changes],
+                lock_seconds,
+            )
+        except StatementError as error:
+            return self._failed(changes, error)
+        _set_in_flight(changes, False)
+        self._failing_since = None
+        self._numbers.statement_changes.observe(len(changes))
+        self._numbers.statement_seconds.observe(self._loop.time() - began)
+        refused = self._settle(batch, changes, answers)
+        return await self._record_refusals(session, refused, lock_seconds) if refused else None
+
+    async def _record_refusals(
+        self, session: Session, refused: list[tuple[WaitingChange, Refusing]], lock_seconds: float
+    ) -> State | None:
+        """Bind refusals to their keys, and only then answer them; gives what a failure left behind."""
+        changes = [waiting for waiting, _ in refused]
+        _set_in_flight(changes, True)
+        try:
+            bound = await session.record_refusals([refusing for _, refusing in refused], lock_seconds)
+        except StatementError as error:
+            return self._failed(changes, error)
+        _set_in_flight(changes, False)
+        for waiting, refusing in refused:
+            if (waiting.change.user_id, waiting.key) in bound:
+                self._answer(waiting, Refused(refusing.refusal))
+        return None
+
+    def _failed(self, changes: list[WaitingChange], error: StatementError) -> State:
+        """What follows for the changes of a statement that failed; they are still first in their accounts, in order."""
+        _set_in_flight(changes, False)
+        self._note(error, f"a statement with {len(changes)} changes")
+        match error.state:
+            case State.UNKNOWN:
+                for waiting in changes:
+                    waiting.unknown = waiting.repeatable = True
+            case State.REJECTED if len(changes) == 1:
+                (waiting,) = changes
+                log.error(
+                    "a change of user %d failed: %r",
+                    waiting.change.user_id,
+                    error.__cause__,
+                    extra={"request_id": waiting.request_id},
+                )
+                self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
+            case State.REJECTED:
+                for waiting in changes:
+                    waiting.alone = True
+            case State.CONTENDED | State.KEY_TAKEN | State.CANNOT_WRITE:
+                pass  # rolled back, and through no fault of theirs: they are sent again as they are
+        return error.state
+
+    def _note(self, error: StatementError, what: str) -> None:
+        self._numbers.count_failure(error.state)
+        level = logging.DEBUG if error.state in (State.KEY_TAKEN, State.CONTENDED) else logging.WARNING
+        log.log(level, "%s: %s, %r", what, error, error.__cause__)
+        if error.state in _LOST:
+            self._note_failing()
+
+    def _note_failing(self) -> None:
+        if not self.failing_seconds:
+            self._failing_since = self._loop.time()
+        self._failed_at = self._loop.time()
+
+    def _settle(
+        self, batch: Batch, sent: list[WaitingChange], answers: Answers
+    ) -> list[tuple[WaitingChange, Refusing]]:
         """Answer what the statement decided; gives the refusals that must be recorded before they are answered."""
         for index, recorded in answers.recorded.items():
-            self._answer_recorded(sent[index], recorded)
-        to_record: list[tuple[Waiting, Refusing]] = []
+            self._answer(sent[index], _of_recorded(sent[index], recorded))
+        to_record: list[tuple[WaitingChange, Refusing]] = []
         first = 0
         for account, part in batch.parts:
             fresh = part
@@ -223,23 +366,15 @@ class GroupCommit:
             first += len(part)
             judged = answers.judged.get(account.user_id)
             if judged is not None:
-                to_record += self._judge(account, fresh, judged, batch.next_number)
+                to_record += self._settle_account(account, fresh, judged, batch.arrived_before)
             elif fresh:
-                for waiting in account.arrived_before(batch.next_number):
+                for waiting in account.arrived_before(batch.arrived_before):
                     self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NO_SUCH_USER)
         return to_record
 
-    def _answer_recorded(self, waiting: Waiting, recorded: Recorded) -> None:
-        if recorded.amount != waiting.change.amount or recorded.reference != waiting.change.reference:
-            self._answer(waiting, Undecided.KEY_REUSED)
-        elif recorded.refusal is None:
-            self._answer(waiting, Applied(recorded.balance, replayed=not waiting.unknown))
-        else:
-            self._answer(waiting, Refused(recorded.refusal, replayed=not waiting.unknown))
-
-    def _judge(
-        self, account: WaitingAccount, sent: list[Waiting], judged: Judged, next_number: int
-    ) -> Iterator[tuple[Waiting, Refusing]]:
+    def _settle_account(
+        self, account: WaitingAccount, sent: list[WaitingChange], judged: Judged, arrived_before: int
+    ) -> list[tuple[WaitingChange, Refusing]]:
         """Answer an account's changes that were applied, or that the statement's balance by itself can't cover.
 
         What was waiting when the statement was sent is judged with what was sent, or it could wait for ever. Gives the
@@ -251,88 +386,70 @@ class GroupCommit:
                 balance += waiting.change.amount
                 self._answer(waiting, Applied(balance))
         account.balance, account.minimum_balance = balance, judged.minimum_balance
-        for waiting in account.arrived_before(next_number):
+        to_record: list[tuple[WaitingChange, Refusing]] = []
+        for waiting in account.arrived_before(arrived_before):
             reason = refusal(waiting.change.amount, balance, judged.minimum_balance)
             if reason is None:
                 continue
             if waiting.repeatable:
-                yield waiting, Refusing(waiting.change, waiting.key, balance, reason)
+                to_record.append((waiting, Refusing(waiting.change, waiting.key, balance, reason)))
             else:
                 self._answer(waiting, Refused(reason))
+        return to_record
 
-    def _failed(self, in_flight: list[Waiting], state: State) -> None:
-        """What follows from a statement that failed; its changes are still first in their accounts, in order."""
-        _landed(in_flight)
-        if state is State.REJECTED and len(in_flight) == 1:
-            self._answer(in_flight[0], Undecided.UNKNOWN if in_flight[0].unknown else Undecided.FAILED)
-            return
-        for waiting in in_flight:
-            if state is State.UNKNOWN:
-                waiting.unknown = waiting.repeatable = True
-            elif state is State.REJECTED:
-                waiting.alone = True
-            elif state is State.CONTENDED:
-                self._accounts[waiting.change.user_id].suspect = True
-
-    def _answer(self, waiting: Waiting, outcome: Outcome) -> None:
+    def _answer(self, waiting: WaitingChange, outcome: Outcome) -> None:
         if waiting.answered:
             return
-        waiting.answered = True
+        self._room.answer(waiting)
         self._tell(waiting.future, outcome)
-        self._waiting_count -= 1 + len(waiting.twins)
         accepted = waiting.deadline - self._limits.deadline_seconds
         self._numbers.change_seconds.observe(self._loop.time() - accepted)
-        if waiting.change.idempotency_key is not None:
-            del self._keyed[waiting.change.user_id, waiting.key]
-            for twin in waiting.twins:
-                self._tell(twin, outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True))
+        if waiting.duplicates:
+            again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
+            for duplicate in waiting.duplicates:
+                self._tell(duplicate, again)
 
     def _tell(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is
             future.set_result(outcome)
         self._numbers.count(outcome)
 
-    def _tidy(self, account: WaitingAccount) -> None:
-        """Answer what is out of time, let go of what is answered, and put the account where it belongs now.
-
-        What is not in flight is given up a little before its deadline: what then is in flight can land in time, and is
-        known to be applied or not.
-        """
-        now = self._loop.time()
-        for waiting in account.overdue(now + self._limits.landing_seconds):
-            if not waiting.in_flight:
-                self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NOT_APPLIED)
-            elif waiting.deadline <= now:
-                self._answer(waiting, Undecided.UNKNOWN)
-        account.drop_answered()
-        if account.busy:
-            return
-        if account.changes:
-            self._queue(account)
-        else:
-            del self._accounts[account.user_id]
-            self._ready.pop(account.user_id, None)
-            self._suspects.pop(account.user_id, None)
-
-    def _queue(self, account: WaitingAccount) -> None:
-        """Put an account where one lane will take it, and no other."""
-        if account.suspect or (account.changes and account.changes[0].alone):
-            self._ready.pop(account.user_id, None)
-            self._suspects[account.user_id] = account
-            self._suspects_wake.set()
-        else:
-            self._suspects.pop(account.user_id, None)
-            self._ready[account.user_id] = account
-            self._ready_wake.set()
-
     async def _expire(self) -> None:
-        """Answer what is past its deadline."""
+        """Answer what is out of time."""
         while True:
             await asyncio.sleep(_EXPIRE_SECONDS)
-            for account in list(self._accounts.values()):
-                self._tidy(account)
+            now = self._loop.time()
+            due = self._room.due(now + self._limits.landing_seconds)
+            for waiting in due:
+                self._answer_overdue(waiting, now)
+            for user_id in {waiting.change.user_id for waiting in due}:
+                self._room.tidy(user_id)
+
+    def _answer_overdue(self, waiting: WaitingChange, now: float) -> None:
+        """Give a change up, a little before its deadline if it is not in flight.
+
+        So what then is in flight can land in time, and is known to be applied or not.
+        """
+        if not waiting.in_flight:
+            self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.TURNED_AWAY)
+        elif waiting.deadline <= now:
+            self._answer(waiting, Undecided.UNKNOWN)
 
 
-def _landed(changes: Iterable[Waiting]) -> None:
+_LOST = (State.UNKNOWN, State.CANNOT_WRITE)
+"""After these a lane connects anew."""
+
+
+def _set_in_flight(changes: Iterable[WaitingChange], in_flight: bool) -> None:
     for waiting in changes:
-        waiting.in_flight = False
+        waiting.in_flight = in_flight
+
+
+def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
+    """The outcome of a change that the journal held when it was sent."""
+    if recorded.amount != waiting.change.amount or recorded.reference != waiting.change.reference:
+        return Undecided.KEY_REUSED
+    replayed = not waiting.unknown
+    if recorded.refusal is None:
+        return Applied(recorded.balance, replayed)
+    return Refused(recorded.refusal, replayed)

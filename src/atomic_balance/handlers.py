@@ -12,7 +12,6 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
-from atomic_balance.connections import UnreachableError
 from atomic_balance.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.expectations import expected, explain
 from atomic_balance.group_commit import GroupCommit
@@ -29,12 +28,13 @@ from atomic_balance.messages import (
     JournalEntry,
     JournalPage,
     PageQuery,
-    Readiness,
     UpdatedBalance,
     UpdateResult,
     UpdateResults,
 )
+from atomic_balance.messages import Readiness as ReadinessAnswer
 from atomic_balance.metrics import Metrics
+from atomic_balance.readiness import Readiness
 from atomic_balance.store import Account as StoredAccount
 from atomic_balance.store import Store
 
@@ -45,6 +45,7 @@ DRAINING = web.AppKey("draining", asyncio.Event)
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
+READINESS = web.AppKey("readiness", Readiness)
 STORE = web.AppKey("store", Store)
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -61,6 +62,7 @@ PAGE_HEADERS = {
 T = TypeVar("T", bound=msgspec.Struct)
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _decode_update = msgspec.json.Decoder(BalanceUpdate)
 _decode_updates = msgspec.json.Decoder(BalanceUpdates)
 _decode_opening = msgspec.json.Decoder(AccountOpening)
@@ -177,23 +179,9 @@ async def healthz(_: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """GET /readyz: not about to stop, room for changes, the database answers, its schema is current."""
-    checks = {
-        "stopping": "yes" if request.app[DRAINING].is_set() else "ok",
-        "overload": "no place for a change to wait" if request.app[GROUP_COMMIT].full else "ok",
-        "database": "ok",
-        "schema": "ok",
-    }
-    try:
-        missing = await request.app[STORE].missing_migrations()
-    except UnreachableError:
-        checks["database"] = "does not answer"
-        checks["schema"] = "not known"
-    else:
-        if missing:
-            checks["schema"] = f"behind, without {', '.join(missing)}"
-    ready = set(checks.values()) == {"ok"}
-    return _answer(Readiness("ok" if ready else "unavailable", checks), status=200 if ready else 503)
+    """GET /readyz: whether to send changes here, by each check."""
+    ready, says = await request.app[READINESS].check()
+    return _answer(ReadinessAnswer("ok" if ready else "unavailable", says), status=200 if ready else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -241,13 +229,16 @@ def _parameters(shape: type[T], given: Mapping[str, str]) -> T:
 
 
 def _idempotency_key(request: web.Request) -> str | None:
-    """The caller's key, without the quotes of a structured field's string; None if it sent none."""
+    """The caller's key; None if it sent none. What begins with a quote is a structured field's string (RFC 8941)."""
     headers = request.headers
     key = headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return None
-    if len(key) > 2 and key[0] == key[-1] == '"':
-        key = key[1:-1]
+    if key[:1] == '"':
+        quoted = _QUOTED.fullmatch(key)
+        if not quoted:
+            raise ApiError("invalid_request", f"{IDEMPOTENCY_KEY}: expected a quoted string, as it begins with a quote")
+        key = re.sub(r"\\(.)", r"\1", quoted[1])
     if not _KEY.fullmatch(key) or len(headers.getall(IDEMPOTENCY_KEY)) > 1:
         raise ApiError("invalid_request", f"{IDEMPOTENCY_KEY}: expected one, of 1 to 255 visible ASCII characters")
     return key

@@ -188,7 +188,7 @@ class Health(Answer, frozen=True):
 
 
 class Readiness(Answer, frozen=True):
-    """Whether the service can serve, and what each check says: `ok`, or what is wrong."""
+    """Whether to send changes here, and what each check says: `ok`, or what is wrong."""
 
     status: str
     checks: dict[str, str]

@@ -26,7 +26,8 @@ _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Names the change: the same key with the same change gives the first outcome again. Per user.",
+    "description": "Names the change: the same key with the same change gives the first outcome again. Per user. "
+    "A key that begins with a quote is sent as a quoted string (RFC 8941).",
     "schema": msgspec.json.schema(IdempotencyKey),
     "example": "4711-1",
 }

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import uvloop
 from aiohttp import web
@@ -19,7 +19,7 @@ from aiohttp import web
 from atomic_balance.app import make_app
 from atomic_balance.authorization import Tokens
 from atomic_balance.connections import connection_pool
-from atomic_balance.handlers import DRAINING
+from atomic_balance.handlers import DRAINING, GROUP_COMMIT
 from atomic_balance.metrics import Metrics
 from atomic_balance.settings import Settings, WrongSettingError, with_new_tokens
 from atomic_balance.store import Store
@@ -35,6 +35,10 @@ _MEANT_FOR_WORKERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIG
 
 class StartError(Exception):
     """The service can't start; the text says why, in one line."""
+
+
+class BrokenError(Exception):
+    """The service had to end for a fault of its own, which was logged; everything was answered."""
 
 
 def run(work: Coroutine[object, object, None]) -> None:
@@ -123,9 +127,9 @@ def terminal_has_gone() -> bool:
 async def serve(
     settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, tokens: Tokens, stop: asyncio.Event
 ) -> None:
-    """Serve on `listeners` until `stop` is set; then what was accepted is still answered."""
+    """Serve on `listeners` until `stop` is set; then what was accepted is still answered. Raises BrokenError."""
     _raise_file_limit()
-    async with _running(settings, metrics, tokens) as runner:
+    async with _running(settings, metrics, tokens, stop.set) as runner:
         sites = [web.SockSite(runner, listener, backlog=BACKLOG) for listener in listeners]
         for site in sites:
             await site.start()
@@ -141,12 +145,17 @@ async def serve(
             async with asyncio.timeout(settings.drain_seconds):
                 while runner.server and runner.server.connections:  # noqa: ASYNC110 - nothing tells when they have gone
                     await asyncio.sleep(_POLL_SECONDS)
+        failure = runner.app[GROUP_COMMIT].failure
+    if failure is not None:
+        raise BrokenError("changes could not be carried any more") from failure
 
 
 @contextlib.asynccontextmanager
-async def _running(settings: Settings, metrics: Metrics, tokens: Tokens) -> AsyncIterator[web.AppRunner]:
+async def _running(
+    settings: Settings, metrics: Metrics, tokens: Tokens, on_failure: Callable[[], None]
+) -> AsyncIterator[web.AppRunner]:
     runner = web.AppRunner(
-        make_app(settings, metrics, tokens),
+        make_app(settings, metrics, tokens, on_failure),
         access_log=log if settings.log_requests else None,
         access_log_format='%a "%r" %s %b bytes in %Tf s',
         shutdown_timeout=settings.shutdown_seconds,

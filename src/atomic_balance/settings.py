@@ -15,6 +15,8 @@ from atomic_balance.expectations import explain
 _HOST = r"(\[[0-9a-fA-F:.]+\]|[^@/?#,:\[\]]*)(:\d{1,5})?"
 _DATABASE_URL = rf"^postgres(ql)?(\+psycopg)?://([^@/?#]*@)?{_HOST}(,{_HOST})*(/[^?#]*)?(\?[^#]*)?$"
 
+_NAME = r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])"
+
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
 
 Tokens = Annotated[
@@ -38,6 +40,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
     api_token: Tokens | None = None
     read_token: Tokens | None = None
+    allowed_hosts: (
+        Annotated[
+            str,
+            Meta(
+                pattern=rf"\A{_NAME}( *, *{_NAME})*\Z",
+                description="a host name or address without a port, or several with commas between them",
+            ),
+        ]
+        | None
+    ) = None
     allow_anonymous: Annotated[bool, Meta(description="true or false")] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="one of debug, info, warning, error")
@@ -97,6 +109,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     def read_tokens(self) -> list[str]:
         """The tokens that let a caller read, and no more."""
         return _separate(self.read_token)
+
+    @property
+    def allowed_host_names(self) -> list[str]:
+        """The names that the service answers to, without a token, beside its own."""
+        return [name.strip() for name in (self.allowed_hosts or "").split(",") if name.strip()]
 
     @property
     def url(self) -> str:

@@ -22,6 +22,7 @@ def _statement(name: str) -> str:
 APPLIED_MIGRATIONS = _statement("applied_migrations")
 APPLY_ACCOUNT = _statement("apply_account")
 APPLY_CHANGES = _statement("apply_changes")
+HELD_ACCOUNTS = _statement("held_accounts")
 OPEN_ACCOUNT = _statement("open_account")
 READ_ACCOUNT = _statement("read_account")
 READ_CHANGE = _statement("read_change")
@@ -41,8 +42,8 @@ class State(Enum):
 
     CONTENDED = auto()
     """Rolled back, because of another transaction."""
-    READ_ONLY = auto()
-    """Rolled back, because this server can't write now: connect anew."""
+    CANNOT_WRITE = auto()
+    """Rolled back, because this server can't write now - read-only, or full: connect anew."""
     KEY_TAKEN = auto()
     """Rolled back: another transaction has just bound a key of this batch."""
     REJECTED = auto()
@@ -56,8 +57,8 @@ _ROLLED_BACK = {
     "40P01": State.CONTENDED,  # deadlock_detected
     "40001": State.CONTENDED,  # serialization_failure
     "57014": State.CONTENDED,  # query_canceled
-    "25006": State.READ_ONLY,  # read_only_sql_transaction
-    "53": State.READ_ONLY,  # insufficient_resources
+    "25006": State.CANNOT_WRITE,  # read_only_sql_transaction
+    "53": State.CANNOT_WRITE,  # insufficient_resources
 }
 _UNKNOWN = ("08", "57P01", "57P02", "40003")
 
@@ -131,7 +132,6 @@ class Session:
     def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
         self._connection = connection
         self._statement_seconds = settings.statement_seconds
-        self._lock_timeout = f"{settings.lock_seconds * 1000:.0f}ms"
         self._citus = settings.citus
 
     @property
@@ -139,10 +139,12 @@ class Session:
         """Whether the connection is known to be gone."""
         return bool(self._connection.is_closed())
 
-    async def apply(self, changes: Sequence[Change], keys: Sequence[str], repeatable: Sequence[bool]) -> Answers:
+    async def apply(
+        self, changes: Sequence[Change], keys: Sequence[str], repeatable: Sequence[bool], lock_seconds: float
+    ) -> Answers:
         """Apply up to 1,000 changes, an account's in arrival order, under `keys`: of each account all or none.
 
-        `repeatable`: which of them the journal may already hold.
+        `repeatable`: which of them the journal may already hold. `lock_seconds`: the longest that it waits for a row.
         """
         user_ids = [change.user_id for change in changes]
         one_account = self._citus and len(set(user_ids)) == 1
@@ -153,7 +155,7 @@ class Session:
             [change.amount for change in changes],
             [change.reference for change in changes],
             repeatable,
-            self._lock_timeout,
+            _milliseconds(lock_seconds),
         )
         recorded = {}
         judged = {}
@@ -164,7 +166,7 @@ class Session:
                 recorded[position - 1] = Recorded(balance, amount, reference, Refusal(refusal) if refusal else None)
         return Answers(recorded, judged)
 
-    async def record_refusals(self, refusals: Sequence[Refusing]) -> set[tuple[int, str]]:
+    async def record_refusals(self, refusals: Sequence[Refusing], lock_seconds: float) -> set[tuple[int, str]]:
         """Bind refusals to their keys; gives the (user id, key) of those that were not taken meanwhile."""
         rows = await self._fetch(
             RECORD_REFUSALS,
@@ -174,9 +176,13 @@ class Session:
             [refused.change.reference for refused in refusals],
             [refused.balance for refused in refusals],
             [refused.refusal for refused in refusals],
-            self._lock_timeout,
+            _milliseconds(lock_seconds),
         )
         return {(user_id, key) for user_id, key in rows}
+
+    async def held_accounts(self, user_ids: Sequence[int]) -> set[int]:
+        """Those accounts whose row is held by a transaction that has not ended, as far as the row tells."""
+        return {user_id for (user_id,) in await self._fetch(HELD_ACCOUNTS, user_ids)}
 
     async def close(self) -> None:
         """End the connection, in an orderly way if the server answers."""
@@ -197,6 +203,11 @@ class Session:
         except Exception as error:
             raise StatementError(state_after(error, self._citus)) from error
         return rows
+
+
+def _milliseconds(seconds: float) -> str:
+    """A time as lock_timeout takes it; 0 would be no limit at all."""
+    return f"{max(1, round(1000 * seconds))}ms"
 
 
 class Account(NamedTuple):
@@ -279,12 +290,14 @@ class Store:
             async with self._pool.acquire(timeout=self._settings.connect_seconds + seconds) as connection:
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
-                except FAULTS as error:
-                    if state_after(error, self._settings.citus) in (State.UNKNOWN, State.READ_ONLY):
+                except Exception as error:
+                    if state_after(error, self._settings.citus) in (State.UNKNOWN, State.CANNOT_WRITE):
                         connection.terminate()
                     raise
                 return rows
-        except FAULTS as error:
+        except UnreachableError:
+            raise
+        except Exception as error:
             if state_after(error, self._settings.citus) is State.REJECTED:
                 raise
             raise UnreachableError from error

@@ -1,9 +1,28 @@
-"""The changes that wait for an answer, account by account, in order of arrival. Plain state, without a task."""
+"""The changes that wait for an answer, account by account, in order of arrival. Plain state, without a task.
+
+A change is one of
+
+- waiting: it has a place in its account's line. From `add`, until a lane sends it or it is answered.
+- in flight: a statement with it is on its way. Until that statement is answered, fails or is lost.
+- answered: decided, or given up at its deadline. It leaves the line when it comes to its front.
+
+and beside the first two, for good,
+
+- unknown: a statement with it was lost, so the journal may hold it, now or soon. It is found by its key.
+- alone: a statement with it and others was rejected. It goes by itself, so that the one at fault is found.
+
+An account with waiting changes is in exactly one place:
+
+- ready: the load lane takes it, with all others that are ready. From its first change, and after each statement.
+- suspect: other lanes take it, because its row could not be had in time or because its next change goes alone.
+- busy: a lane has it, and no other may, until that lane releases it.
+"""
 
 import asyncio
-import itertools
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from enum import Enum, auto
+from itertools import islice, takewhile
 
 from msgspec import Struct
 
@@ -11,13 +30,11 @@ from atomic_balance.changes import Change, Outcome
 from atomic_balance.planning import covered_prefix
 
 
-class Waiting:
+class WaitingChange:
     """A change that has not been answered, and what is known of it.
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
-    `unknown`: an attempt at it was lost. `alone`: it is to travel alone, an attempt with others was rejected.
-    `answered`: decided, or given up, whether or not anybody was still there to be told. `twins`: the futures of later
-    requests with the same key and change.
+    `duplicates`: the futures of later requests with the same key and change. `request_id`: whose request it was.
     """
 
     __slots__ = (
@@ -25,69 +42,92 @@ class Waiting:
         "answered",
         "change",
         "deadline",
+        "duplicates",
         "future",
         "in_flight",
         "key",
         "number",
         "repeatable",
-        "twins",
+        "request_id",
         "unknown",
     )
 
-    def __init__(self, change: Change, key: str, number: int, deadline: float, future: asyncio.Future[Outcome]) -> None:
+    def __init__(
+        self,
+        change: Change,
+        key: str,
+        number: int,
+        deadline: float,
+        future: asyncio.Future[Outcome],
+        request_id: str | None = None,
+    ) -> None:
         self.change = change
         self.key = key
         self.number = number
         self.deadline = deadline
         self.future = future
-        self.answered = False
+        self.request_id = request_id
         self.repeatable = change.idempotency_key is not None
         self.in_flight = False
         self.unknown = False
         self.alone = False
-        self.twins: list[asyncio.Future[Outcome]] = []
+        self.answered = False
+        self.duplicates: list[asyncio.Future[Outcome]] = []
+
+
+class Place(Enum):
+    """Where an account is."""
+
+    READY = auto()
+    SUSPECT = auto()
+    BUSY = auto()
 
 
 class WaitingAccount:
     """An account with waiting changes; an answered one stays among them until it is the first.
 
-    `busy`: a lane has it. `suspect`: to be carried by a lane of its own. `balance`: the last known, None if none is.
+    `balance`: the last known, None if none is. `contended`: its row could not be had in time when it was last tried.
     """
 
-    __slots__ = ("balance", "busy", "changes", "minimum_balance", "suspect", "user_id")
+    __slots__ = ("balance", "changes", "contended", "minimum_balance", "place", "user_id")
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
-        self.changes: deque[Waiting] = deque()
-        self.busy = False
-        self.suspect = False
+        self.place = Place.READY
+        self.contended = False
+        self.changes: deque[WaitingChange] = deque()
         self.balance: int | None = None
         self.minimum_balance = 0
 
-    def live(self) -> Iterator[Waiting]:
+    def unanswered(self) -> Iterator[WaitingChange]:
         """The changes that have no answer yet."""
         return (waiting for waiting in self.changes if not waiting.answered)
 
-    def arrived_before(self, number: int) -> Iterator[Waiting]:
+    def arrived_before(self, number: int) -> Iterator[WaitingChange]:
         """The changes without an answer that arrived before the one with `number`."""
-        return itertools.takewhile(lambda waiting: waiting.number < number, self.live())
+        return takewhile(lambda waiting: waiting.number < number, self.unanswered())
 
-    def overdue(self, now: float) -> Iterator[Waiting]:
-        """The changes without an answer whose deadline has passed: the oldest are first."""
-        return itertools.takewhile(lambda waiting: waiting.deadline <= now, self.live())
-
-    def portion(self, count_max: int) -> list[Waiting]:
+    def portion(self, count_max: int) -> list[WaitingChange]:
         """What to send next: as many from the front as the last known balance covers or, if it covers none, all.
 
-        A change that the balance doesn't cover is not jumped over. One that is to travel alone does.
+        A change that the balance doesn't cover is not jumped over. One that is to travel alone does. Nothing, where
+        everything has been answered.
         """
-        changes = list(itertools.islice(self.live(), count_max))
-        if changes[0].alone:
+        changes = list(islice(self.unanswered(), count_max))
+        if changes and changes[0].alone:
             return changes[:1]
         if self.balance is None:
             return changes
         amounts = (waiting.change.amount for waiting in changes)
         return changes[: covered_prefix(amounts, self.balance, self.minimum_balance)] or changes
+
+    def next_goes_alone(self) -> bool:
+        """Whether its next change is to travel alone."""
+        return any(waiting.alone for waiting in islice(self.unanswered(), 1))
+
+    def overdue(self, now: float) -> Iterator[WaitingChange]:
+        """The changes without an answer whose deadline has passed: the oldest are first."""
+        return takewhile(lambda waiting: waiting.deadline <= now, self.unanswered())
 
     def drop_answered(self) -> None:
         """Let go of the answered changes at the front."""
@@ -96,11 +136,149 @@ class WaitingAccount:
 
 
 class Batch(Struct):
-    """What one statement carries: of each account some changes; and the number of the first change too late for it."""
+    """What one statement carries: of each account some changes.
 
-    parts: list[tuple[WaitingAccount, list[Waiting]]]
-    next_number: int
+    `arrived_before`: the number of the first change that arrived after it was put together.
+    """
 
-    def changes(self) -> list[Waiting]:
+    parts: list[tuple[WaitingAccount, list[WaitingChange]]]
+    arrived_before: int
+
+    def changes(self) -> list[WaitingChange]:
         """All of its changes, in the order in which they are sent."""
         return [waiting for _, part in self.parts for waiting in part]
+
+    def accounts(self) -> list[WaitingAccount]:
+        """Its accounts."""
+        return [account for account, _ in self.parts]
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Two batches with half of the accounts each."""
+        middle = len(self.parts) // 2
+        return Batch(self.parts[:middle], self.arrived_before), Batch(self.parts[middle:], self.arrived_before)
+
+
+class WaitingRoom:
+    """Everything that waits: its accounts, each in one place, and its changes, by arrival and by key."""
+
+    def __init__(self) -> None:
+        self.ready_wake = asyncio.Event()
+        self.suspects_wake = asyncio.Event()
+        self._accounts: dict[int, WaitingAccount] = {}
+        self._ready: OrderedDict[int, WaitingAccount] = OrderedDict()
+        self._suspects: OrderedDict[int, WaitingAccount] = OrderedDict()
+        # Not a plain dict: looking for its first after many were deleted from its front is slow.
+        self._unanswered: OrderedDict[int, WaitingChange] = OrderedDict()
+        self._keyed: dict[tuple[int, str], WaitingChange] = {}
+
+    @property
+    def count(self) -> int:
+        """How many changes have no answer yet."""
+        return len(self._unanswered)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no change waits, and no lane has an account."""
+        return not self._accounts
+
+    def account(self, user_id: int) -> WaitingAccount | None:
+        """The account of `user_id`, if something of it waits."""
+        return self._accounts.get(user_id)
+
+    def keyed(self, user_id: int, key: str) -> WaitingChange | None:
+        """The change that waits under a caller's key."""
+        return self._keyed.get((user_id, key))
+
+    def add(self, waiting: WaitingChange) -> None:
+        """Put a change, the youngest of all, at the end of its account's line."""
+        user_id = waiting.change.user_id
+        account = self._accounts.get(user_id)
+        if account is None:
+            account = self._accounts[user_id] = WaitingAccount(user_id)
+            self._queue(account)
+        account.changes.append(waiting)
+        self._unanswered[waiting.number] = waiting
+        if waiting.change.idempotency_key is not None:
+            self._keyed[user_id, waiting.key] = waiting
+
+    def answer(self, waiting: WaitingChange) -> None:
+        """Note that a change is answered; it must not have been before."""
+        waiting.answered = True
+        del self._unanswered[waiting.number]
+        if waiting.change.idempotency_key is not None:
+            del self._keyed[waiting.change.user_id, waiting.key]
+
+    def due(self, now: float) -> list[WaitingChange]:
+        """The changes without an answer whose deadlines have passed at `now`, oldest first.
+
+        All deadlines are equally long, so the oldest change is the first that is due.
+        """
+        return list(takewhile(lambda waiting: waiting.deadline <= now, self._unanswered.values()))
+
+    def unanswered(self) -> list[WaitingChange]:
+        """All changes that have no answer yet, oldest first."""
+        return list(self._unanswered.values())
+
+    def take_ready(self, changes_max: int, accounts_max: int, arrived_before: int) -> Batch | None:
+        """A batch of what is ready, those first who have waited longest; None if nothing is."""
+        parts: list[tuple[WaitingAccount, list[WaitingChange]]] = []
+        while self._ready and changes_max and len(parts) < accounts_max:
+            _, account = self._ready.popitem(last=False)
+            account.place = Place.BUSY
+            part = account.portion(changes_max)
+            changes_max -= len(part)
+            parts.append((account, part))
+        return Batch(parts, arrived_before) if parts else None
+
+    def take_suspects(self, accounts_max: int) -> list[WaitingAccount]:
+        """The suspects, those first who have waited longest."""
+        taken: list[WaitingAccount] = []
+        while self._suspects and len(taken) < accounts_max:
+            _, account = self._suspects.popitem(last=False)
+            account.place = Place.BUSY
+            taken.append(account)
+        return taken
+
+    def put_back(self, accounts: Iterable[WaitingAccount]) -> None:
+        """Let other lanes have suspects that were taken and not tried, before all that have been tried."""
+        for account in reversed(list(accounts)):
+            self.release(account, account.contended)
+            if account.place is Place.SUSPECT:
+                self._suspects.move_to_end(account.user_id, last=False)
+
+    def release(self, account: WaitingAccount, contended: bool = False) -> None:
+        """End a lane's turn with an account: put it where a lane will take it, or forget it if nothing waits.
+
+        `contended`: its row could not be had in time.
+        """
+        if account.place is not Place.BUSY:
+            raise AssertionError(f"user {account.user_id} is {account.place.name}, and no lane has it")
+        account.contended = contended
+        account.drop_answered()
+        if account.changes:
+            self._queue(account)
+        else:
+            del self._accounts[account.user_id]
+
+    def tidy(self, user_id: int) -> None:
+        """Let go of what is answered of an account, unless a lane has it, which will."""
+        account = self._accounts.get(user_id)
+        if account is None or account.place is Place.BUSY:
+            return
+        account.drop_answered()
+        (self._ready if account.place is Place.READY else self._suspects).pop(user_id)
+        if account.changes:
+            self._queue(account)
+        else:
+            del self._accounts[user_id]
+
+    def _queue(self, account: WaitingAccount) -> None:
+        """Put an account at the end of where it belongs."""
+        if account.contended or account.next_goes_alone():
+            account.place = Place.SUSPECT
+            self._suspects[account.user_id] = account
+            self.suspects_wake.set()
+        else:
+            account.place = Place.READY
+            self._ready[account.user_id] = account
+            self.ready_wake.set()

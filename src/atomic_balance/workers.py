@@ -40,7 +40,8 @@ _MARGIN_SECONDS = 5
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
     """Serve with `settings.workers` processes until a signal says to stop; ends in SystemExit.
 
-    `ready` is called when signals are heeded. Must be called in a process without threads.
+    `ready` is called when signals are heeded. Must be called in a process without threads, but for the one that keeps
+    the embedded server, which minds that processes are forked beside it.
     """
     _Supervisor(
         settings,

@@ -1,0 +1,81 @@
+"""Whether changes should be sent to this process, and why not."""
+
+import asyncio
+from typing import NamedTuple
+
+from atomic_balance.connections import UnreachableError
+from atomic_balance.group_commit import GroupCommit
+from atomic_balance.store import Store
+
+_PROBE_SECONDS = 1.0
+"""The longest that the database is waited for: those who ask for readiness don't wait longer."""
+
+
+class Checks(NamedTuple):
+    """What each check says, "ok" or what is wrong, and whether all of it together is good enough to send changes."""
+
+    ready: bool
+    says: dict[str, str]
+
+
+class Readiness:
+    """Looks at the database when it is asked, and remembers since when that has been away.
+
+    A change waits for `deadline_seconds` for a database that is away, so for as long this is no reason to send it
+    elsewhere: all processes that share the database would be red together.
+    """
+
+    def __init__(
+        self, store: Store, group_commit: GroupCommit, stopping: asyncio.Event, deadline_seconds: float
+    ) -> None:
+        self._store = store
+        self._group_commit = group_commit
+        self._stopping = stopping
+        self._deadline_seconds = deadline_seconds
+        self._away_since: float | None = None
+        self._schema = "not known"
+        self._asking: asyncio.Task[list[str]] | None = None
+
+    async def check(self) -> Checks:
+        """Every check, now."""
+        away_seconds = await self._look()
+        failing_seconds = self._group_commit.failing_seconds
+        says = {
+            "stopping": "yes" if self._stopping.is_set() else "ok",
+            "overload": "no place for a change to wait" if self._group_commit.full else "ok",
+            "database": f"has not answered for {away_seconds:.1f} s" if away_seconds is not None else "ok",
+            "commits": f"none has succeeded for {failing_seconds:.1f} s" if failing_seconds else "ok",
+            "schema": self._schema,
+        }
+        bearable = {
+            "database": away_seconds is None or away_seconds < self._deadline_seconds,
+            "commits": failing_seconds < self._deadline_seconds,
+        }
+        return Checks(all(text == "ok" or bearable.get(name, False) for name, text in says.items()), says)
+
+    async def close(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+
+    async def _look(self) -> float | None:
+        """Ask for the schema; gives for how many seconds the database has been away, None if it answers.
+
+        One question is under way at a time. One that is not answered goes on, because to cancel it takes as long.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._store.missing_migrations())
+        asking = self._asking
+        await asyncio.wait({asking}, timeout=_PROBE_SECONDS)
+        if asking.done() and self._asking is asking:
+            self._asking = None
+        if not asking.done() or isinstance(asking.exception(), UnreachableError):
+            now = asyncio.get_running_loop().time()
+            if self._away_since is None:
+                self._away_since = now
+            return now - self._away_since
+        missing = asking.result()
+        self._away_since = None
+        self._schema = f"behind, without {', '.join(missing)}" if missing else "ok"
+        return None

@@ -1,0 +1,51 @@
+"""What is no server, or says nonsense, can't be reached, whatever that makes asyncpg raise."""
+
+import asyncio
+import itertools
+import random
+from collections import Counter
+
+import pytest
+
+from atomic_balance.connections import UnreachableError, open_connection
+from atomic_balance.settings import Settings
+from tests.database import Database
+
+GREETINGS = 160
+AT_ONCE = 10
+
+
+async def test_a_server_that_greets_with_nonsense_cannot_be_reached(database_url: str) -> None:
+    """One wrong byte in its greeting, each time another one."""
+    outcomes: Counter[str] = Counter()
+    with Database(database_url) as database:
+        async with database.proxied() as (proxy, url):
+            settings = Settings(database_url=url, connect_seconds=0.5)
+            seeds = itertools.count()
+            proxy.greet = lambda link: link.corrupt_answers(random.Random(next(seeds)))
+
+            async def greet() -> None:
+                try:
+                    (await open_connection(settings)).terminate()
+                except UnreachableError as error:
+                    outcomes[type(error.__cause__).__name__] += 1
+                else:
+                    outcomes["connected"] += 1
+
+            for _ in range(GREETINGS // AT_ONCE):
+                await asyncio.gather(*(greet() for _ in range(AT_ONCE)))
+    assert sum(outcomes.values()) == GREETINGS
+    assert "UnicodeDecodeError" in outcomes, outcomes  # none of asyncpg's own errors
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64, b"N", b""])
+async def test_what_is_no_postgresql_cannot_be_reached(words: bytes) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(words)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = Settings(database_url=f"postgresql://user@127.0.0.1:{port}/none", connect_seconds=0.5)
+        with pytest.raises(UnreachableError):
+            await open_connection(settings)
