@@ -23,11 +23,12 @@ from tests.database import Database
 from tests.processes import running_service
 
 UNAUTHORIZED = '{"error":"Authorization: expected Bearer and a token of this API"}'
+FORBIDDEN = '{"error":"Authorization: expected a token that may write, this one may only read"}'
 
 
 @pytest.fixture
 async def guarded(aiohttp_client: AiohttpClient, settings: Settings) -> Client:
-    return await aiohttp_client(make_app(replace(settings, api_token="first,second")))
+    return await aiohttp_client(make_app(replace(settings, api_token="first,second", read_token="look")))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,27 @@ async def test_without_a_token_nothing_is_answered_but_health(guarded: Client, a
 async def test_each_token_lets_pass(guarded: Client, authorization: str) -> None:
     async with guarded.put("/api/users/1", json={"balance": 1}, headers={"Authorization": authorization}) as answer:
         assert answer.status == 201
+
+
+async def test_a_token_to_read_reads_and_changes_nothing(guarded: Client) -> None:
+    async with guarded.put("/api/users/1", json={"balance": 1}, headers={"Authorization": "Bearer first"}) as answer:
+        assert answer.status == 201
+    headers = {"Authorization": "Bearer look"}
+    for endpoint in ENDPOINTS:
+        path = endpoint.path.format(userId=1, key="k")
+        body = None if endpoint.body is None else next(iter(endpoint.examples.values()))
+        async with guarded.request(endpoint.method, path, json=body, headers=headers) as answer:
+            if endpoint.method == "GET":
+                assert answer.status == (404 if "{key}" in endpoint.path else 200)
+            else:
+                assert (answer.status, await answer.text()) == (403, FORBIDDEN)
+    async with guarded.head("/api/users/1", headers=headers) as answer:
+        assert answer.status == 200
+    async with guarded.delete("/nothing", headers=headers) as answer:
+        assert answer.status == 403
+    async with guarded.get("/api/users/1", headers=headers) as answer:
+        account = await answer.json()
+        assert (account["balance"], account["minimumBalance"], account["version"]) == (1, 0, 0)
 
 
 async def raw(url: str, data: bytes) -> bytes:

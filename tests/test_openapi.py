@@ -22,10 +22,23 @@ async def test_every_route_is_documented(client: Client, database_url: str) -> N
     assert documented == served
     update = document["paths"]["/api/balance/update"]["post"]
     assert set(update["responses"]) == {
-        str(status) for status in (200, 400, 401, 404, 408, 413, 415, 421, 422, 500, 503, 504)
+        str(status) for status in (200, 400, 401, 403, 404, 408, 413, 415, 421, 422, 500, 503, 504)
     }
     assert "Retry-After" in update["responses"]["503"]["headers"]
     assert [parameter["name"] for parameter in update["parameters"]] == ["Idempotency-Key"]
+
+
+async def test_the_document_says_which_token_each_method_takes(client: Client) -> None:
+    async with client.get("/openapi.json") as answer:
+        document = await answer.json()
+    assert set(document["components"]["securitySchemes"]) == {"API_TOKEN", "READ_TOKEN"}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            taken = {name for option in operation["security"] for name in option}
+            if path in ("/healthz", "/readyz"):
+                assert taken == set()
+            else:
+                assert taken == ({"API_TOKEN", "READ_TOKEN"} if method == "get" else {"API_TOKEN"})
 
 
 async def test_the_service_keeps_to_its_document(database_url: str, tmp_path: Path) -> None:

@@ -117,3 +117,19 @@ async def test_with_a_token_set_the_page_asks_for_it(browser: Browser, database_
         await page.goto(service.url + "/")
         await expect(page.locator("#state")).to_have_text("live")
         assert asked == ["This service wants a token:"]
+
+
+async def test_with_a_token_to_read_the_page_shows_everything_and_says_why_it_runs_no_race(
+    browser: Browser, database_url: str, tmp_path: Path
+) -> None:
+    environment = {"DATABASE_URL": database_url, "API_TOKEN": "sesame", "READ_TOKEN": "look"}
+    async with running_service(environment, tmp_path) as service:
+        page = await browser.new_page()
+        page.on("dialog", lambda dialog: dialog.accept("look"))
+        await page.goto(service.url + "/")
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.get_by_role("button", name="Show").click()
+        await expect(page.locator("#balance")).to_have_text("User not found")
+        await page.get_by_role("button", name="Run the race").click()
+        why = "no account could be opened: Authorization: expected a token that may write, this one may only read"
+        await expect(page.locator("#verdict")).to_have_text(why)

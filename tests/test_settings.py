@@ -54,6 +54,7 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
         ("WORKERS", "0"),
         ("POOL_CONNECTIONS_MAX", "0"),
         ("CONNECT_SECONDS", "soon"),
+        ("LOCK_SECONDS", "0.0009"),
         ("STATEMENT_SECONDS", "0"),
         ("STATEMENT_SECONDS", "nan"),
         ("STATEMENT_SECONDS", "11"),
@@ -65,6 +66,7 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
         ("ALLOW_ANONYMOUS", "perhaps"),
         ("API_TOKEN", "secret token"),
         ("API_TOKEN", "secret,,other"),
+        ("READ_TOKEN", "secret token"),
         ("ALLOWED_HOSTS", "example.org:80"),
         ("ALLOWED_HOSTS", "https://example.org"),
         ("ALLOWED_HOSTS", "one,,two"),
@@ -114,6 +116,27 @@ def test_only_loopback_is_served_to_anyone(host: str, tmp_path: Path, monkeypatc
     monkeypatch.delenv("API_TOKEN")
     monkeypatch.setenv("ALLOW_ANONYMOUS", "true")
     assert read_settings(tmp_path / "none").host == host
+
+
+@pytest.mark.parametrize(
+    ("api_token", "expected"),
+    [
+        (None, "API_TOKEN: expected one beside READ_TOKEN, or everybody could write"),
+        ("write,read", "READ_TOKEN: expected tokens that are not in API_TOKEN, which may write"),
+        ("write", None),
+    ],
+)
+def test_a_token_to_read_stands_beside_one_to_write(
+    api_token: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READ_TOKEN", "see, read")
+    if api_token:
+        monkeypatch.setenv("API_TOKEN", api_token)
+    if expected:
+        with pytest.raises(WrongSettingError, match=f"^{expected}$"):
+            read_settings(tmp_path / "none")
+    else:
+        assert read_settings(tmp_path / "none").read_tokens == ["see", "read"]
 
 
 async def test_a_wrong_value_ends_the_start_with_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import psutil
+import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,13 +17,14 @@ from atomic_balance.verify import verify
 from tests.processes import Service, running_service
 
 WORKERS = 3
+PATIENT = {"DEADLINE_SECONDS": "50", "SHUTDOWN_SECONDS": "60"}  # nothing is late because the machine is busy
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
 
 
 @pytest.fixture
 async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), "DRAIN_SECONDS": "1"}
+    environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), **PATIENT}
     async with running_service(environment, tmp_path) as running:
         yield running
 
@@ -34,6 +37,13 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
 
 def workers(service: Service) -> list[psutil.Process]:
     return psutil.Process(service.process.pid).children()
+
+
+async def said(service: Service, what: str, times: int) -> None:
+    """Wait until the log says so, so many times."""
+    async with asyncio.timeout(60):
+        while sum(what in line for line in service.log) < times:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def opened(client: aiohttp.ClientSession, service: Service) -> None:
@@ -70,10 +80,26 @@ async def metrics(client: aiohttp.ClientSession, service: Service) -> dict[str, 
     }
 
 
-async def all_at_work(client: aiohttp.ClientSession, service: Service) -> None:
-    async with asyncio.timeout(10):
-        while (await metrics(client, service))["atomic_balance_workers"] != WORKERS:  # noqa: ASYNC110
+async def shown(client: aiohttp.ClientSession, service: Service, name: str, least: float) -> None:
+    """Wait until the metric is at least so much; the time is only there for the test to end."""
+    async with asyncio.timeout(60):
+        while (await metrics(client, service))[name] < least:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def all_at_work(client: aiohttp.ClientSession, service: Service, count: int = WORKERS) -> None:
+    await shown(client, service, "atomic_balance_workers", count)
+
+
+async def served_by(service: Service) -> set[str]:
+    """The processes that answer a hundred connections: the ids that they give requests tell them apart."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as fresh:
+
+        async def ask() -> str:
+            async with fresh.get(f"{service.url}/healthz") as answer:
+                return answer.headers["X-Request-ID"].split("-")[0]
+
+        return set(await asyncio.gather(*(ask() for _ in range(100))))
 
 
 async def test_the_race_with_several_workers(
@@ -89,8 +115,35 @@ async def test_the_race_with_several_workers(
     )
     assert seen["atomic_balance_change_duration_seconds_count"] == 10_000
     assert seen["atomic_balance_workers"] == WORKERS
-    connections = [seen[f"process_open_fds {worker}"] for worker in range(WORKERS)]
-    assert max(connections) < 0.9 * sum(connections), "one worker did it all"
+    serving: set[str] = set()
+    async with asyncio.timeout(60):
+        while len(serving) < WORKERS:
+            serving |= await served_by(service)
+
+
+async def test_workers_that_are_added_count_too(
+    database_url: str, tmp_path: Path, client: aiohttp.ClientSession
+) -> None:
+    """More than twice as many as there were."""
+    environment = {"DATABASE_URL": database_url, "WORKERS": "2", **PATIENT}
+    async with running_service(environment, tmp_path) as service:
+        await all_at_work(client, service, 2)
+        await opened(client, service)
+        for count in range(3, 7):
+            service.process.send_signal(signal.SIGTTIN)
+            await all_at_work(client, service, count)
+        assert await race(client, service) == {APPLIED: 5_000, REFUSED: 5_000}
+        before = await metrics(client, service)
+        assert before["atomic_balance_changes_total applied"] == 5_000
+        assert before["atomic_balance_changes_total insufficient_funds"] == 5_000
+        service.process.send_signal(signal.SIGTTOU)
+        async with asyncio.timeout(60):
+            while len(workers(service)) != 5:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with aiohttp.ClientSession() as fresh:
+            after = await metrics(fresh, service)
+        assert after["atomic_balance_workers"] == 5
+        assert all(after[name] == before[name] for name in before if name.startswith("atomic_balance_changes_total"))
 
 
 async def test_a_worker_that_dies_is_replaced_and_no_count_falls(
@@ -99,8 +152,8 @@ async def test_a_worker_that_dies_is_replaced_and_no_count_falls(
     await all_at_work(client, service)
     await opened(client, service)
     running = asyncio.create_task(race(client, service))
-    await asyncio.sleep(0.3)
     async with aiohttp.ClientSession() as other:
+        await shown(other, service, "atomic_balance_changes_total applied", 100)
         before = await metrics(other, service)
     for victim in workers(service)[:2]:
         victim.kill()
@@ -124,23 +177,47 @@ async def test_a_frozen_worker_delays_no_one_else(service: Service, client: aioh
     try:
         answers = []
         for number in range(20):
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as fresh:
+            async with aiohttp.ClientSession() as fresh:
                 answers.append(await withdraw(fresh, service, f"k{number}"))
         assert set(answers) == {APPLIED}
+        assert victim.status() == psutil.STATUS_STOPPED, "it was replaced before the last answer"
     finally:
         victim.resume()
 
 
+async def test_a_signal_to_a_worker_that_was_just_forked_is_not_lost(service: Service) -> None:
+    """It still has its parent's handlers then. Each of the first workers is told to stop as soon as it can be seen."""
+    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children")
+
+    def stop_each() -> list[psutil.Process]:
+        told: dict[int, psutil.Process] = {}
+        give_up = time.monotonic() + 60
+        while len(told) < 20 and time.monotonic() < give_up:
+            for pid in set(map(int, children.read_text().split())) - told.keys():
+                told[pid] = psutil.Process(pid)
+                told[pid].terminate()
+        return list(told.values())
+
+    told = await asyncio.to_thread(stop_each)
+    assert len(told) == 20
+    _, alive = await asyncio.to_thread(psutil.wait_procs, told, timeout=30)
+    assert alive == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stopping_answers_what_was_accepted(
-    service: Service, client: aiohttp.ClientSession, number: signal.Signals
+    service: Service, client: aiohttp.ClientSession, database_url: str, number: signal.Signals
 ) -> None:
     await all_at_work(client, service)
     await opened(client, service)
-    running = asyncio.gather(*(withdraw(client, service, f"k{key}") for key in range(500)))
-    await asyncio.sleep(0.1)
-    service.process.send_signal(number)
-    assert Counter(await running) == {APPLIED: 500}
+    with psycopg.connect(database_url) as blocker:
+        blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
+        running = asyncio.gather(*(withdraw(client, service, f"k{key}") for key in range(400)))
+        await shown(client, service, "atomic_balance_waiting_changes", 400)
+        service.process.send_signal(number)
+        await said(service, "stopping: what was accepted is still answered", WORKERS)
+        blocker.rollback()
+    assert Counter(await running) == {APPLIED: 400}
     assert await service.process.wait() == 0
 
 
@@ -149,34 +226,44 @@ async def test_stopping_while_the_workers_are_being_started(database_url: str, t
     for _ in range(3):
         async with running_service(environment, tmp_path) as service:
             service.process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert await service.process.wait() == 0
 
 
 async def test_reloading_replaces_every_worker_and_answers_everybody(
-    service: Service, client: aiohttp.ClientSession
+    database_url: str, tmp_path: Path, client: aiohttp.ClientSession
 ) -> None:
-    await all_at_work(client, service)
-    await opened(client, service)
-    old = {worker.pid for worker in workers(service)}
-    running = asyncio.gather(*(withdraw(client, service, f"k{number}") for number in range(10_000)))
-    await asyncio.sleep(0.2)
-    service.process.send_signal(signal.SIGHUP)
-    assert Counter(await running) == {APPLIED: 5_000, REFUSED: 5_000}
-    async with asyncio.timeout(20):
-        while len(new := {worker.pid for worker in workers(service)}) != WORKERS or old & new:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    await all_at_work(client, service)
+    """The callers' connections may lie idle for DRAIN_SECONDS, and they do on a machine that has other things to do."""
+    environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), **PATIENT, "DRAIN_SECONDS": "5"}
+    async with running_service(environment, tmp_path) as service:
+        await all_at_work(client, service)
+        await opened(client, service)
+        old = {worker.pid for worker in workers(service)}
+        running = asyncio.gather(*(withdraw(client, service, f"k{number}") for number in range(10_000)))
+        async with aiohttp.ClientSession() as other:
+            await shown(other, service, "atomic_balance_changes_total applied", 100)
+        service.process.send_signal(signal.SIGHUP)
+        assert Counter(await running) == {APPLIED: 5_000, REFUSED: 5_000}
+        async with asyncio.timeout(60):
+            while len(new := {worker.pid for worker in workers(service)}) != WORKERS or old & new:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await all_at_work(client, service)
 
 
-async def test_without_their_parent_the_workers_stop_and_no_server_is_left(tmp_path: Path) -> None:
+async def test_without_their_parent_the_workers_stop_and_no_server_is_left(
+    tmp_path: Path, client: aiohttp.ClientSession
+) -> None:
     environment = {"WORKERS": str(WORKERS), "DATA_DIR": str(tmp_path / "data")}
     async with running_service(environment, tmp_path) as service:
+        await all_at_work(client, service)
         family = psutil.Process(service.process.pid).children(recursive=True)
-        assert len(family) > WORKERS  # the embedded server's are among them
         service.process.send_signal(signal.SIGKILL)
-        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=15)
-        assert alive == []
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=30)
+        try:
+            assert alive == []
+        finally:
+            for process in alive:
+                process.kill()
 
 
 async def test_a_worker_that_ends_leaves_the_embedded_server_alone(
@@ -189,6 +276,6 @@ async def test_a_worker_that_ends_leaves_the_embedded_server_alone(
         for child in workers(service):
             if child.cmdline() == psutil.Process(service.process.pid).cmdline():
                 child.terminate()
-                await asyncio.to_thread(child.wait, 10)
+                await asyncio.to_thread(child.wait, 60)
         async with aiohttp.ClientSession() as fresh:
             assert await withdraw(fresh, service, "k") == APPLIED

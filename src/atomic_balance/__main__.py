@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import psycopg
 
+from atomic_balance.authorization import Tokens
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
@@ -20,7 +21,16 @@ from atomic_balance.logs import set_up_logs
 from atomic_balance.messages import Balance, UserId
 from atomic_balance.metrics import Metrics
 from atomic_balance.migrations import migrate
-from atomic_balance.serving import BrokenError, StartError, check_schema, listen, run, serve, stop_on_signals
+from atomic_balance.serving import (
+    BrokenError,
+    StartError,
+    check_schema,
+    listen,
+    outlive_other_signals,
+    run,
+    serve,
+    stop_on_signals,
+)
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
 from atomic_balance.store import Store
 from atomic_balance.verify import DIFFERENCES_MAX, progress_bar, verify
@@ -111,9 +121,11 @@ def _serve(settings: Settings, database: str) -> None:
 
 async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
     stop = stop_on_signals()
+    tokens = Tokens(settings)
+    outlive_other_signals(settings, tokens, stop)
     ready()
     numbers = shared_numbers(1)
-    await serve(settings, listeners, Metrics(numbers[0], numbers), stop)
+    await serve(settings, listeners, Metrics(numbers[0], numbers), tokens, stop)
 
 
 def _verify(settings: Settings) -> int:

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import metadata
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from msgspec import json
 
 from atomic_balance import handlers, live
-from atomic_balance.authorization import OPEN_PATHS, require_token
+from atomic_balance.authorization import OPEN_PATHS, Tokens, answer_if_allowed
 from atomic_balance.bodies import Bodies
 from atomic_balance.connections import UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
@@ -33,26 +33,29 @@ log = logging.getLogger("atomic_balance")
 REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_TOKENS = web.AppKey("tokens", Tokens)
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
-_HOST_CHECK: web.AppKey[Callable[[str], bool] | None] = web.AppKey("host_check")
+_HOST_CHECK: web.AppKey[Callable[[str], bool]] = web.AppKey("host_check")
 
 
 def make_app(
-    settings: Settings, metrics: Metrics | None = None, on_failure: Callable[[], None] = lambda: None
+    settings: Settings,
+    metrics: Metrics | None = None,
+    tokens: Tokens | None = None,
+    on_failure: Callable[[], None] = lambda: None,
 ) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
-    `metrics`: where it counts; None: by itself. `on_failure`: called if changes can't be carried any more.
+    `metrics`: where it counts; None: by itself. `tokens`: those that are accepted; None: those of `settings`.
+    `on_failure`: called if changes can't be carried any more.
     """
-    middlewares: list[Middleware] = [answer]
-    if settings.api_tokens:
-        middlewares.append(require_token(settings.api_tokens))
     app = web.Application(
-        middlewares=middlewares,
+        middlewares=[answer],
         # What a small body inflates to would hold up everybody, before any handler could refuse it.
         handler_args={"auto_decompress": False},
     )
-    app[_HOST_CHECK] = None if settings.api_tokens else host_check(settings)
+    app[_TOKENS] = tokens or Tokens(settings)
+    app[_HOST_CHECK] = host_check(settings)
     app[handlers.BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
     app[handlers.DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
@@ -107,7 +110,7 @@ def limits(settings: Settings) -> Limits:
 
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, and turn whatever its handler raised into an answer; the cause goes to the log alone."""
+    """Name the request, let it pass if it may, and turn whatever was raised into an answer; the log has the cause."""
     app, headers = request.app, request.headers
     request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
@@ -117,10 +120,13 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
             raise ApiError("unsupported_content_encoding")
-        is_answered = app[_HOST_CHECK]
-        if is_answered and not is_answered(headers.get(hdrs.HOST, "")) and request.path not in OPEN_PATHS:
+        tokens = app[_TOKENS]
+        if tokens.writing:
+            response = await answer_if_allowed(tokens, request, handler)
+        elif app[_HOST_CHECK](headers.get(hdrs.HOST, "")) or request.path in OPEN_PATHS:
+            response = await handler(request)
+        else:
             raise ApiError("misdirected_request")
-        response = await handler(request)
     except ApiError as error:
         response = error_response(request, error.code, error.text)
     except web.HTTPException as error:

@@ -1,44 +1,56 @@
-"""Who may ask: whoever sends one of the API's tokens, as soon as there are any."""
+"""Who may do what: a token lets its callers do everything, or read alone, as soon as there are any tokens."""
 
 import hashlib
 import hmac
-from collections.abc import Sequence
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from atomic_balance.errors import ApiError
+from atomic_balance.settings import Settings
 
 OPEN_PATHS = ("/healthz", "/readyz")
 PAGES = ("/", "/docs")
 """Pages hold no data; without a token they are answered all the same, as 401, so that they can ask for one."""
 
+READING = ("GET", "HEAD")
 
-def require_token(tokens: Sequence[str]) -> Middleware:
-    """A middleware that lets only those pass who send `Authorization: Bearer` with one of `tokens`.
+
+class Tokens:
+    """The tokens that are accepted, as their hashes. They can be exchanged while requests are under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.accept(settings)
+
+    def accept(self, settings: Settings) -> None:
+        """Accept the tokens of `settings` from now on, and no others."""
+        self.writing = [_hash(token) for token in settings.api_tokens]
+        self.reading = [_hash(token) for token in settings.read_tokens]
+
+
+async def answer_if_allowed(tokens: Tokens, request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let `handler` answer those who send `Authorization: Bearer` with one of `tokens` that allows the method.
 
     Tokens are compared by their hashes, all of them, in constant time: the time says neither how long one is nor which
     one was nearly right. Raises ApiError.
     """
-    accepted = [_hash(token) for token in tokens]
-
-    @web.middleware
-    async def check_token(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in OPEN_PATHS:
+    if request.path in OPEN_PATHS:
+        return await handler(request)
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    hashed = _hash(given.strip())
+    may_write = [hmac.compare_digest(hashed, one) for one in tokens.writing]
+    may_read = [hmac.compare_digest(hashed, one) for one in tokens.reading]
+    if scheme.lower() == "bearer":
+        if any(may_write) or (any(may_read) and request.method in READING):
             return await handler(request)
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        hashed = _hash(given.strip())
-        matches = [hmac.compare_digest(hashed, one) for one in accepted]
-        if scheme.lower() == "bearer" and any(matches):
-            return await handler(request)
-        if request.method == "GET" and request.path in PAGES:
-            page = await handler(request)
-            page.set_status(401)
-            page.headers["WWW-Authenticate"] = "Bearer"
-            return page
-        raise ApiError("unauthorized")
-
-    return check_token
+        if any(may_read):
+            raise ApiError("forbidden")
+    if request.method == "GET" and request.path in PAGES:
+        page = await handler(request)
+        page.set_status(401)
+        page.headers["WWW-Authenticate"] = "Bearer"
+        return page
+    raise ApiError("unauthorized")
 
 
 def _hash(token: str) -> bytes:

@@ -32,6 +32,7 @@ _PARTS = {
     "statement_changes": len(CHANGES) + 2,
     "statement_seconds": len(SECONDS) + 2,
 }
+_GONE = -1
 _CELLS = sum(_PARTS.values())
 _ENDS = dict(zip(_PARTS, accumulate(_PARTS.values()), strict=True))
 _SLICES = {part: slice(end - _PARTS[part], end) for part, end in _ENDS.items()}
@@ -122,7 +123,12 @@ class Numbers:
     @property
     def pid(self) -> int:
         """The process whose numbers they are; 0: it has gone, or there was none yet."""
-        return int(self.cells[0])
+        return max(0, int(self.cells[0]))
+
+    @property
+    def used(self) -> bool:
+        """Whether there is or was a process that counted here."""
+        return self.cells[0] != 0
 
     def begin(self, values: Mapping[str, float]) -> None:
         """Say that this process is at work, and what its gauges show."""
@@ -132,7 +138,7 @@ class Numbers:
 
     def end(self) -> None:
         """Say that the process has gone. What it counted stays, so that no total ever falls."""
-        self.cells[0] = 0
+        self.cells[0] = _GONE
         for cell in range(len(GAUGES)):
             self._gauges[cell] = 0
 
@@ -142,8 +148,8 @@ class Numbers:
 
     @staticmethod
     def total(everyone: Iterable["Numbers"]) -> "Numbers":
-        """The sum of several."""
-        return _of(map(sum, zip(*(numbers.cells for numbers in everyone), strict=True)))
+        """The sum of several, one of which at least is used."""
+        return _of(map(sum, zip(*(numbers.cells for numbers in everyone if numbers.used), strict=True)))
 
 
 def _of(values: Iterable[float]) -> Numbers:

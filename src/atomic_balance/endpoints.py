@@ -28,6 +28,7 @@ _ENCODED = "unsupported_content_encoding"
 _DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
     *_DOOR_ERRORS,
+    "forbidden",
     "request_timeout",
     "invalid_request",
     "body_too_large",

@@ -21,6 +21,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "insufficient_funds": Problem(400, "Insufficient funds"),
     "balance_limit_exceeded": Problem(400, "Balance limit exceeded"),
     "unauthorized": Problem(401, "Authorization: expected Bearer and a token of this API"),
+    "forbidden": Problem(403, "Authorization: expected a token that may write, this one may only read"),
     "user_not_found": Problem(404, "User not found"),
     "key_not_found": Problem(404, "Nothing is bound to this key"),
     "not_found": Problem(404, "Not found"),

@@ -31,6 +31,13 @@ _IDEMPOTENCY_KEY = {
     "schema": msgspec.json.schema(IdempotencyKey),
     "example": "4711-1",
 }
+_SECURITY_SCHEMES = {
+    name: {"type": "http", "scheme": "bearer", "description": text}
+    for name, text in {
+        "API_TOKEN": "One of the setting API_TOKEN: it allows everything. A service without one asks for none",
+        "READ_TOKEN": "One of the setting READ_TOKEN: it allows GET and HEAD",
+    }.items()
+}
 
 
 def document(version: str) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def document(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "atomic-balance", "version": version, "description": _DESCRIPTION},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": _SECURITY_SCHEMES},
     }
 
 
@@ -60,12 +67,22 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             *(parameter for shape in endpoint.parameters for parameter in _parameters(endpoint, shape)),
         ],
         "responses": {**_replies(endpoint), **_errors(endpoint)},
+        "security": _security(endpoint),
     }
     if endpoint.body is not None:
         examples = {name: {"value": value} for name, value in endpoint.examples.items()}
         content = {"application/json": {"schema": _reference(endpoint.body), "examples": examples}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _security(endpoint: Endpoint) -> list[dict[str, list[str]]]:
+    """The tokens of which one is enough; the empty one stands for none, as a service may ask for no token."""
+    if "unauthorized" not in endpoint.errors and 401 not in endpoint.replies:
+        return []
+    names = ("API_TOKEN",) if "forbidden" in endpoint.errors else ("API_TOKEN", "READ_TOKEN")
+    options: list[dict[str, list[str]]] = [{name: []} for name in names]
+    return [*options, {}]
 
 
 def _parameters(endpoint: Endpoint, shape: type[Struct]) -> Iterator[dict[str, Any]]:

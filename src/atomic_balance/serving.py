@@ -11,24 +11,28 @@ import resource
 import signal
 import socket
 import sys
+import termios
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import uvloop
 from aiohttp import web
 
 from atomic_balance.app import make_app
+from atomic_balance.authorization import Tokens
 from atomic_balance.bodies import CONNECTION_BYTES
 from atomic_balance.connections import connection_pool
 from atomic_balance.handlers import DRAINING, GROUP_COMMIT
 from atomic_balance.metrics import Metrics
-from atomic_balance.settings import Settings
+from atomic_balance.settings import Settings, WrongSettingError, with_new_tokens
 from atomic_balance.store import Store
 
 log = logging.getLogger("atomic_balance")
 
 BACKLOG = 10_000
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _GC_THRESHOLD = 100_000
 _POLL_SECONDS = 0.01
+_MEANT_FOR_WORKERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class StartError(Exception):
@@ -81,15 +85,57 @@ def listen(settings: Settings) -> list[socket.socket]:
 def stop_on_signals() -> asyncio.Event:
     """An event that the signals to stop set."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+    for number in STOPPING:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 
-async def serve(settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, stop: asyncio.Event) -> None:
+def outlive_other_signals(settings: Settings, tokens: Tokens, stop: asyncio.Event) -> None:
+    """Let no signal that means something with several workers end or freeze this process, which is the only one.
+
+    SIGHUP: `tokens` become those of `.env` as it is then, or `stop` is set if the terminal has gone.
+    """
+    loop = asyncio.get_running_loop()
+
+    def hang_up() -> None:
+        nonlocal settings
+        if terminal_has_gone():
+            stop.set()
+        elif renewed := settings_with_new_tokens(settings):
+            settings = renewed
+            tokens.accept(settings)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    for number in _MEANT_FOR_WORKERS:
+        loop.add_signal_handler(number, log.warning, "%s is ignored: it means nothing to one process", number.name)
+
+
+def settings_with_new_tokens(settings: Settings) -> Settings | None:
+    """`settings` with the tokens that `.env` has now; None, and a line in the log, if anything is wrong with it."""
+    try:
+        renewed = with_new_tokens(settings)
+    except WrongSettingError as error:
+        log.error("SIGHUP: the tokens stay as they are: %s", error)
+        return None
+    log.info("SIGHUP: the tokens are %s", "the same as before" if renewed == settings else "those of .env now")
+    return renewed
+
+
+def terminal_has_gone() -> bool:
+    """Whether this process wrote to a terminal that was closed; that is what SIGHUP was made for."""
+    try:
+        termios.tcgetattr(sys.stderr)
+    except termios.error as error:
+        return bool(error.args[0] == errno.EIO)
+    return False
+
+
+async def serve(
+    settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, tokens: Tokens, stop: asyncio.Event
+) -> None:
     """Serve on `listeners` until `stop` is set; then what was accepted is still answered. Raises BrokenError."""
     _raise_file_limit()
-    async with _running(settings, metrics, stop.set) as runner:
+    async with _running(settings, metrics, tokens, stop.set) as runner:
         sites = [web.SockSite(runner, listener, backlog=BACKLOG) for listener in listeners]
         for site in sites:
             await site.start()
@@ -112,10 +158,10 @@ async def serve(settings: Settings, listeners: Sequence[socket.socket], metrics:
 
 @contextlib.asynccontextmanager
 async def _running(
-    settings: Settings, metrics: Metrics, on_failure: Callable[[], None]
+    settings: Settings, metrics: Metrics, tokens: Tokens, on_failure: Callable[[], None]
 ) -> AsyncIterator[web.AppRunner]:
     runner = web.AppRunner(
-        make_app(settings, metrics, on_failure),
+        make_app(settings, metrics, tokens, on_failure),
         access_log=log if settings.log_requests else None,
         access_log_format='%a "%r" %s %b bytes in %Tf s',
         shutdown_timeout=settings.shutdown_seconds,

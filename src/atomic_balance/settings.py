@@ -19,6 +19,16 @@ _NAME = r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])"
 
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
 
+Tokens = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[!-+\--~]+( *, *[!-+\--~]+)*\Z",
+        description="a token of visible ASCII characters, or several with commas between them",
+    ),
+]
+
+WORKERS_MAX = 100
+
 Count = Annotated[int, Meta(ge=1, le=10_000_000, description="a number of changes, 1 to 10000000")]
 
 
@@ -26,18 +36,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     """All settings, each under its name in capitals. A time is in seconds, a size in bytes."""
 
     host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
-    workers: Annotated[int, Meta(ge=1, le=100, description="a number of processes, 1 to 100")] = 1
+    workers: Annotated[int, Meta(ge=1, le=WORKERS_MAX, description="a number of processes, 1 to 100")] = 1
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
-    api_token: (
-        Annotated[
-            str,
-            Meta(
-                pattern=r"\A[!-+\--~]+( *, *[!-+\--~]+)*\Z",
-                description="a token of visible ASCII characters, or several with commas between them",
-            ),
-        ]
-        | None
-    ) = None
+    api_token: Tokens | None = None
+    read_token: Tokens | None = None
     allowed_hosts: (
         Annotated[
             str,
@@ -88,7 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     waiting_changes_per_account_max: Count = 20_000
     pool_connections_max: Annotated[int, Meta(ge=1, le=1000, description="a number of connections, 1 to 1000")] = 10
     connect_seconds: Seconds = 3
-    lock_seconds: Seconds = 0.1
+    # PostgreSQL counts it in whole milliseconds, and 0 would be no timeout at all.
+    lock_seconds: Annotated[float, Meta(ge=0.001, le=3600, description="a number of seconds from 0.001 to 3600")] = 0.1
     statement_seconds: Seconds = 2
     deadline_seconds: Seconds = 10
     drain_seconds: Seconds = 0.2
@@ -98,8 +101,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     @property
     def api_tokens(self) -> list[str]:
-        """The tokens of which a caller must send one; none: everybody may ask."""
-        return [token.strip() for token in (self.api_token or "").split(",") if token.strip()]
+        """The tokens that let a caller do everything; none: everybody may."""
+        return _separate(self.api_token)
+
+    @property
+    def read_tokens(self) -> list[str]:
+        """The tokens that let a caller read, and no more."""
+        return _separate(self.read_token)
 
     @property
     def allowed_host_names(self) -> list[str]:
@@ -125,6 +133,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         if len(_by_host(url)) > 1:
             raise WrongSettingError("MIGRATIONS_DATABASE_URL: expected a URL with one host, as yoyo knows no more")
         return url
+
+
+def _separate(tokens: str | None) -> list[str]:
+    return [token.strip() for token in tokens.split(",")] if tokens else []
 
 
 def _plain(url: str) -> str:
@@ -178,7 +190,22 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
         raise WrongSettingError(
             "API_TOKEN: expected one, because HOST can be reached from outside (or set ALLOW_ANONYMOUS=true)"
         )
+    if settings.read_tokens and not settings.api_tokens:
+        raise WrongSettingError("API_TOKEN: expected one beside READ_TOKEN, or everybody could write")
+    if set(settings.read_tokens) & set(settings.api_tokens):
+        raise WrongSettingError("READ_TOKEN: expected tokens that are not in API_TOKEN, which may write")
     return settings
+
+
+def with_new_tokens(settings: Settings, env_file: Path = Path(".env")) -> Settings:
+    """`settings` with the tokens that the environment and `env_file` have now; nothing else of them is taken.
+
+    Raises WrongSettingError, also where there would be no token any more: that opens the service to everybody.
+    """
+    found = read_settings(env_file)
+    if settings.api_tokens and not found.api_tokens:
+        raise WrongSettingError("API_TOKEN: expected one, because there was one until now")
+    return msgspec.structs.replace(settings, api_token=found.api_token, read_token=found.read_token)
 
 
 def _is_loopback(host: str) -> bool:

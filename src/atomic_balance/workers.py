@@ -10,16 +10,25 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
+from atomic_balance.authorization import Tokens
 from atomic_balance.counting import Numbers, shared_numbers
 from atomic_balance.metrics import Metrics
-from atomic_balance.serving import BACKLOG, run, serve, stop_on_signals
-from atomic_balance.settings import Settings
+from atomic_balance.serving import (
+    BACKLOG,
+    STOPPING,
+    run,
+    serve,
+    settings_with_new_tokens,
+    stop_on_signals,
+    terminal_has_gone,
+)
+from atomic_balance.settings import WORKERS_MAX, Settings
 
 log = logging.getLogger("atomic_balance")
 
@@ -34,17 +43,8 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], r
     `ready` is called when signals are heeded. Must be called in a process without threads, but for the log's and
     the one that keeps the embedded server: both mind that processes are forked beside them.
     """
-    numbers = shared_numbers(2 * settings.workers)  # twice: while workers are replaced, old and new ones run
-
-    def take_numbers(arbiter: Any, worker: "_Worker") -> None:
-        taken = [other.own for other in arbiter.WORKERS.values()]
-        worker.settings, worker.everyone = settings, numbers
-        worker.own = next((free for free in numbers if free not in taken), numbers[-1])
-
-    def give_back(_: object, worker: "_Worker") -> None:
-        worker.own.end()
-
     _Supervisor(
+        settings,
         bind=[f"fd://{listener.detach()}" for listener in listeners],
         backlog=BACKLOG,
         workers=settings.workers,
@@ -54,24 +54,74 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], r
         logger_class=_Logger,
         control_socket_disable=True,
         when_ready=lambda _: ready(),
-        pre_fork=take_numbers,
-        child_exit=give_back,
+        pre_fork=_Parent.equip,
+        child_exit=lambda _, worker: worker.own.end(),
     ).run()
 
 
 class _Supervisor(BaseApplication):  # type: ignore[misc]
-    """gunicorn with the given settings, whatever its own files and variables say."""
+    """gunicorn with the given configuration, whatever its own files and variables say."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, settings: Settings, **configuration: object) -> None:
         self._settings = settings
+        self._configuration = configuration
         super().__init__()
 
     def load_config(self) -> None:
-        for name, value in self._settings.items():
+        for name, value in self._configuration.items():
             self.cfg.set(name, value)
 
     def load(self) -> None:
         """Nothing: a worker makes its own application."""
+
+    def run(self) -> None:
+        _Parent(self, self._settings).run()
+
+
+class _Parent(Arbiter):  # type: ignore[misc]
+    """gunicorn's parent of the workers. It hands out settings and numbers, and bounds what signals can do."""
+
+    def __init__(self, supervisor: _Supervisor, settings: Settings) -> None:
+        self._settings = settings
+        self._numbers = shared_numbers(2 * WORKERS_MAX)  # twice: while workers are replaced, old and new ones run
+        super().__init__(supervisor)
+
+    def equip(self, worker: "_Worker") -> None:
+        """Give a worker that is about to be forked what it needs, numbers that no other one has among it."""
+        taken = [other.own for other in self.WORKERS.values()]
+        worker.settings, worker.everyone = self._settings, self._numbers
+        worker.own = next(free for free in self._numbers if free not in taken)
+
+    def spawn_worker(self) -> None:
+        """Fork a worker. A signal to stop waits until the worker heeds it: at first it has its parent's handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        super().spawn_worker()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def handle_hup(self) -> None:
+        """Replace the workers by ones that know the tokens of `.env` as it is now."""
+        if terminal_has_gone():
+            self.handle_term()
+        elif len(self.WORKERS) + self.cfg.workers > len(self._numbers):
+            log.error("SIGHUP is ignored: %s workers have not ended yet", len(self.WORKERS))
+        elif renewed := settings_with_new_tokens(self._settings):
+            self._settings = renewed
+            super().handle_hup()
+
+    def handle_ttin(self) -> None:
+        """Add a worker, up to as many as WORKERS may be."""
+        if self.num_workers < WORKERS_MAX:
+            super().handle_ttin()
+        else:
+            log.warning("SIGTTIN is ignored: there are %s workers already", self.num_workers)
+
+    def handle_usr1(self) -> None:
+        """Nothing: there are no log files to open anew."""
+        log.warning("SIGUSR1 is ignored")
+
+    def handle_usr2(self) -> None:
+        """Nothing: a second parent could not listen on the port of this one."""
+        log.warning("SIGUSR2 is ignored: start a new service beside this one instead")
 
 
 class _Logger(Logger):  # type: ignore[misc]
@@ -100,9 +150,10 @@ class _Worker(Worker):  # type: ignore[misc]
             os._exit(status)
 
     def init_signals(self) -> None:
+        parents = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # a closed terminal sends SIGHUP to everybody
         for number in self.SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_IGN if number in parents else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def run(self) -> None:
         run(self._work())
@@ -112,7 +163,8 @@ class _Worker(Worker):  # type: ignore[misc]
         metrics = Metrics(self.own, self.everyone)
         async with asyncio.TaskGroup() as tasks:
             beating = tasks.create_task(self._beat(metrics, stop))
-            await serve(self.settings, [wrapped.sock for wrapped in self.sockets], metrics, stop)
+            listeners = [wrapped.sock for wrapped in self.sockets]
+            await serve(self.settings, listeners, metrics, Tokens(self.settings), stop)
             beating.cancel()
 
     async def _beat(self, metrics: Metrics, stop: asyncio.Event) -> None:
