@@ -62,6 +62,12 @@ def database_url(postgres: str) -> Iterator[str]:
     yield from _fresh_database(postgres, "migrated")
 
 
+@pytest.fixture
+def latin1_database_url(postgres: str) -> Iterator[str]:
+    """The URL of a fresh database that can't hold every text."""
+    yield from _fresh_database(postgres, "template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+
+
 def _fresh_database(postgres: str, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.format(database="postgres"), autocommit=True) as admin:

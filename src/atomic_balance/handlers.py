@@ -186,8 +186,8 @@ async def readyz(request: web.Request) -> web.Response:
     }
     try:
         missing = await request.app[STORE].missing_migrations()
-    except UnreachableError:
-        checks["database"] = "does not answer"
+    except UnreachableError as error:
+        checks["database"] = str(error) or "does not answer"
         checks["schema"] = "not known"
     else:
         if missing:
