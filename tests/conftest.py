@@ -1,11 +1,13 @@
 """A real PostgreSQL for every test: one server for the session, a fresh migrated database for each test."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from aiohttp import ClientTimeout
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from msgspec.structs import replace
@@ -15,9 +17,12 @@ from atomic_balance.app import make_app
 from atomic_balance.embedded import embedded_postgres
 from atomic_balance.settings import Settings
 from atomic_balance.store import connect
+from tests.processes import ALWAYS
 from tests.schema import make_schema
 
 Client = TestClient[Request, Application]
+
+ANSWER_SECONDS = 30
 
 _numbers = itertools.count(1)
 
@@ -39,7 +44,7 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The statement that the services of a test apply a lone account's changes with."""
     name: str = getattr(request, "param", "apply_changes")
     if name == "apply_account":
-        monkeypatch.setenv("CITUS", "true")
+        monkeypatch.setitem(ALWAYS, "CITUS", "true")
         monkeypatch.setattr("atomic_balance.app.connect", lambda settings: connect(replace(settings, citus=True)))
     return name
 
@@ -80,6 +85,12 @@ def _fresh_database(postgres: str, template: str) -> Iterator[str]:
 def settings(database_url: str) -> Settings:
     """The settings of a service on a fresh database."""
     return Settings(database_url=database_url)
+
+
+@pytest.fixture
+def aiohttp_client_cls() -> Callable[..., Client]:
+    """Clients that wait for an answer so long that it will not come any more, and no longer."""
+    return functools.partial(TestClient, timeout=ClientTimeout(ANSWER_SECONDS))
 
 
 @pytest.fixture
