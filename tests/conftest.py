@@ -50,9 +50,13 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked so over both statements that can apply a lone account's changes."""
+    """Run a test that is marked so over both statements that can apply a lone account's changes.
+
+    The second is slow, as it shows again what the first did.
+    """
     if metafunc.definition.get_closest_marker("over_both_statements"):
-        metafunc.parametrize("statement", ["apply_changes", "apply_account"], indirect=True)
+        second = pytest.param("apply_account", marks=pytest.mark.slow)
+        metafunc.parametrize("statement", ["apply_changes", second], indirect=True)
 
 
 @pytest.fixture

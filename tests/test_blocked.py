@@ -6,9 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from tests.database import Database, until
 from tests.processes import Service, running_service
+
+pytestmark = pytest.mark.slow
 
 BLOCKED_USER, UNRELATED_USER = 1, 2
 OTHERS = range(10, 110)

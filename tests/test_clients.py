@@ -8,9 +8,12 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import psycopg
+import pytest
 
 from atomic_balance.verify import verify
 from tests.processes import Service, running_service
+
+pytestmark = pytest.mark.slow
 
 SOCKETS = 10_000
 SPARE_FILES = 500

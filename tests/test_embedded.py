@@ -14,6 +14,8 @@ import pytest
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from tests.processes import Service, run, running_service
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 # Run as an ordinary user who may read all that root may: the interpreter and the tests can lie in root's home.
 AS_NOBODY = (

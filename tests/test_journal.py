@@ -149,10 +149,18 @@ async def a_journal(client: Client) -> None:
         ),
     ],
 )
-async def test_the_audit_finds(client: Client, database_url: str, tmp_path: Path, damage: str, difference: str) -> None:
+async def test_the_audit_finds(client: Client, database_url: str, damage: str, difference: str) -> None:
     await a_journal(client)
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(damage.encode())
+    assert verify(database_url).differences == [difference]
+
+
+async def test_a_difference_ends_the_command_with_1(client: Client, database_url: str, tmp_path: Path) -> None:
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM users WHERE id = 2")
+    difference = "user 2: has changes in the journal, but no account"
     status, output = await run(
         *(sys.executable, "-m", "atomic_balance", "verify"),
         directory=tmp_path,

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from atomic_balance.app import make_app
 from atomic_balance.settings import Settings
 from tests.conftest import Client
@@ -28,6 +30,7 @@ async def test_every_route_is_documented(client: Client, database_url: str) -> N
     assert [parameter["name"] for parameter in update["parameters"]] == ["Idempotency-Key"]
 
 
+@pytest.mark.slow
 async def test_the_service_keeps_to_its_document(database_url: str, tmp_path: Path) -> None:
     schemathesis = str(Path(sys.executable).with_name("schemathesis"))
     async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:

@@ -3,11 +3,14 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.soak import soak
 
 SECONDS = 40
 
 
+@pytest.mark.slow
 async def test_faults_under_load(tmp_path: Path) -> None:
     seed = time.time_ns() % 1_000_000
     print(f"seed {seed}")

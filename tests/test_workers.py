@@ -14,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from atomic_balance.verify import verify
 from tests.processes import Service, running_service
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 3
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
