@@ -1,8 +1,15 @@
 #!/usr/bin/env bash
-# Runs every check: shellcheck, ruff, mypy, pytest (its arguments are passed on). Installs what they need into .venv.
+# Runs every check: shellcheck, ruff, mypy, pytest. Installs what they need into .venv.
+# Usage: scripts/test.sh [quick] [PYTEST ARGUMENT...]
+#   quick  leaves out the tests that are marked slow: what to run after each change
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+kinds=()
+if [ "${1:-}" = quick ]; then
+    kinds=(-m "not slow")
+    shift
+fi
 ./scripts/install-tools.sh
 ./scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
@@ -10,4 +17,4 @@ shellcheck scripts/*.sh scripts/soak scripts/benchmark .ci/run
 ruff check
 ruff format --check
 mypy
-pytest "$@"
+pytest ${kinds[@]+"${kinds[@]}"} "$@"

@@ -1,11 +1,13 @@
 """A real PostgreSQL for every test: one server for the session, a fresh migrated database for each test."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from aiohttp import ClientTimeout
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 from msgspec.structs import replace
@@ -15,9 +17,12 @@ from atomic_balance.app import make_app
 from atomic_balance.embedded import embedded_postgres
 from atomic_balance.settings import Settings
 from atomic_balance.store import connect
+from tests.processes import ALWAYS
 from tests.schema import make_schema
 
 Client = TestClient[Request, Application]
+
+ANSWER_SECONDS = 30
 
 _numbers = itertools.count(1)
 
@@ -39,15 +44,19 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The statement that the services of a test apply a lone account's changes with."""
     name: str = getattr(request, "param", "apply_changes")
     if name == "apply_account":
-        monkeypatch.setenv("CITUS", "true")
+        monkeypatch.setitem(ALWAYS, "CITUS", "true")
         monkeypatch.setattr("atomic_balance.app.connect", lambda settings: connect(replace(settings, citus=True)))
     return name
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked so over both statements that can apply a lone account's changes."""
+    """Run a test that is marked so over both statements that can apply a lone account's changes.
+
+    The second is slow, as it shows again what the first did.
+    """
     if metafunc.definition.get_closest_marker("over_both_statements"):
-        metafunc.parametrize("statement", ["apply_changes", "apply_account"], indirect=True)
+        second = pytest.param("apply_account", marks=pytest.mark.slow)
+        metafunc.parametrize("statement", ["apply_changes", second], indirect=True)
 
 
 @pytest.fixture
@@ -62,6 +71,12 @@ def database_url(postgres: str) -> Iterator[str]:
     yield from _fresh_database(postgres, "migrated")
 
 
+@pytest.fixture
+def latin1_database_url(postgres: str) -> Iterator[str]:
+    """The URL of a fresh database that can't hold every text."""
+    yield from _fresh_database(postgres, "template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+
+
 def _fresh_database(postgres: str, template: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.format(database="postgres"), autocommit=True) as admin:
@@ -74,6 +89,12 @@ def _fresh_database(postgres: str, template: str) -> Iterator[str]:
 def settings(database_url: str) -> Settings:
     """The settings of a service on a fresh database."""
     return Settings(database_url=database_url)
+
+
+@pytest.fixture
+def aiohttp_client_cls() -> Callable[..., Client]:
+    """Clients that wait for an answer so long that it will not come any more, and no longer."""
+    return functools.partial(TestClient, timeout=ClientTimeout(ANSWER_SECONDS))
 
 
 @pytest.fixture

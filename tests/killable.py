@@ -58,7 +58,7 @@ class KillableServer:
 
     async def connection(self) -> psycopg.AsyncConnection:
         """A connection, once the server gives one: it may just be recovering."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     return await psycopg.AsyncConnection.connect(self.url)

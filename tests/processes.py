@@ -11,7 +11,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from atomic_balance.settings import Settings
+
 ROOT = Path(__file__).parents[1]
+ALWAYS: dict[str, str] = {}
+"""The settings that every process of a test is started with."""
 
 _START_SECONDS = 60
 _SERVES = re.compile(rb"serves on (http://[^\s\"]+)")
@@ -79,8 +83,8 @@ async def run(*command: str, directory: Path, environment: Mapping[str, str] = {
 
 
 def bare_environment() -> dict[str, str]:
-    """This process's environment without any setting of the service."""
-    return {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "HOST", "PORT")}
+    """This process's environment, without any setting of the service but `ALWAYS`."""
+    return {name: value for name, value in os.environ.items() if name not in Settings.__struct_encode_fields__} | ALWAYS
 
 
 async def _follow(stream: asyncio.StreamReader, log: list[str]) -> None:

@@ -31,6 +31,8 @@ USERS = range(1, 60)
 OPENING = 1_000
 CALM_SECONDS = (0.3, 2.0)
 """The shortest and the longest time between two faults."""
+PATIENCE_SECONDS = 120
+"""The longest that a service may take to start or to end, however slow the machine."""
 SETTINGS = {"DEADLINE_SECONDS": "3", "STATEMENT_SECONDS": "1", "CONNECT_SECONDS": "5"}
 
 
@@ -72,20 +74,29 @@ class Services:
 
     async def start(self) -> None:
         for stack in self._stacks:
-            self._running.append(await stack.enter_async_context(running_service(self._environment, self._directory)))
+            self._running.append(await self._started(stack, self._environment))
         self.urls = [service.url for service in self._running]
 
     async def restart(self, index: int, how: signal.Signals) -> None:
         """End one of them by a signal, and start it again on its port."""
         service = self._running[index]
         service.process.send_signal(how)
-        status = await service.process.wait()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            status = await service.process.wait()
         assert status == (0 if how is signal.SIGTERM else -how), f"the service ended with {status}: {service.log[-5:]}"
         await self._stacks[index].aclose()
         environment = {**self._environment, "PORT": self.urls[index].rsplit(":", 1)[1]}
-        self._running[index] = await self._stacks[index].enter_async_context(
-            running_service(environment, self._directory)
-        )
+        self._running[index] = await self._started(self._stacks[index], environment)
+
+    async def _started(self, stack: contextlib.AsyncExitStack, environment: dict[str, str]) -> Service:
+        """Start one, and again if its database did not answer in time, as whoever runs a service does."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                try:
+                    return await stack.enter_async_context(running_service(environment, self._directory))
+                except ExceptionGroup as error:
+                    if "the service did not start: atomic-balance: database: " not in str(error.exceptions):
+                        raise
 
     async def stop(self) -> None:
         for stack in self._stacks:
@@ -200,9 +211,11 @@ class Faults:
             self.service_killed,
             self.service_stopped,
         ]
+        due: list[Callable[[], Awaitable[None]]] = []
         while time.monotonic() < until:
             await asyncio.sleep(self._chance.uniform(*CALM_SECONDS))
-            fault = self._chance.choice(faults)
+            due = due or self._chance.sample(faults, len(faults))  # each of them before any comes again
+            fault = due.pop()
             await fault()
             self.counts[fault.__name__.replace("_", " ")] += 1
 
@@ -291,8 +304,10 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
             await services.start()
             try:
                 load = Load(services.urls, random.Random(seed + 1))
-                for user_id in USERS[:10]:
-                    await load.open(client, user_id)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    for user_id in USERS[:10]:
+                        while user_id not in load.opened:
+                            await load.open(client, user_id)
                 faults = Faults(server, proxy, services, chance)
                 began = time.monotonic()
                 async with asyncio.TaskGroup() as tasks:

@@ -388,6 +388,17 @@ async def test_a_service_with_the_schema_behind_is_not_ready(
     assert "0001-users" in json.loads(body)["checks"]["schema"]
 
 
+async def test_a_database_with_another_encoding_is_none(
+    aiohttp_client: AiohttpClient, latin1_database_url: str
+) -> None:
+    """It would fail for a text that it can't hold, and with it the changes beside it: so none is sent there."""
+    settings = Settings(database_url=latin1_database_url, statement_seconds=0.2, deadline_seconds=0.3)
+    client = await aiohttp_client(make_app(settings))
+    status, body = await ask(client, "GET", "/readyz")
+    assert (status, json.loads(body)["checks"]["database"]) == (503, "its encoding is LATIN1, expected UTF8")
+    assert (await update(client, {"userId": 1, "amount": 1, "reference": "\N{OK HAND SIGN}"}))[0] == 503
+
+
 async def test_readiness_is_red_while_there_is_no_place_to_wait(
     aiohttp_client: AiohttpClient, database_url: str
 ) -> None:

@@ -25,7 +25,7 @@ def database(database_url: str) -> Iterator[Database]:
         yield database
 
 
-@pytest.mark.parametrize("users", [2, 50, 1_000_000])
+@pytest.mark.parametrize("users", [2, 50, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_the_plan_takes_rows_in_the_order_of_their_ids(database: Database, users: int) -> None:
     """A nested loop, driven by the sorted accounts of the batch; over the primary key, where users are many."""
     database.execute(
@@ -77,6 +77,7 @@ def _nodes(plan: dict[str, Any], wanted: dict[str, str]) -> Iterator[dict[str, A
         yield from _nodes(child, wanted)
 
 
+@pytest.mark.slow
 async def test_sessions_that_hammer_the_same_rows_neither_deadlock_nor_wait_in_vain(database: Database) -> None:
     """Each deadlock and each lock timeout would be an error to one of them."""
     database.open(dict.fromkeys(range(1, ROWS + 1), 1_000_000))

@@ -1,20 +1,31 @@
 """Whatever the batches are, the outcomes are those of some order in which the changes came one by one.
 
-Planning and the statement's condition, against a model; test_group_commit.py has the same over a real database.
+The group commit on a real database against a model, while another process changes the account too.
 """
 
+import asyncio
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from atomic_balance.changes import BALANCE_LIMIT
-from atomic_balance.planning import covered_prefix, refusal
+from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refused
+from atomic_balance.planning import covered_prefix
+from atomic_balance.settings import Settings
+from atomic_balance.store import Session
+from tests.committing import committing
+from tests.database import Database
 
-pytestmark = pytest.mark.over_both_statements
+CHANGE = (
+    "UPDATE users SET balance = balance + %s WHERE id = %s AND balance + %s BETWEEN minimum_balance AND %s"
+    " RETURNING balance"
+)
+
+_users = itertools.count(1)
 
 small = st.integers(-30, 30).filter(bool)
 amounts = small | st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT, 3 - BALANCE_LIMIT, BALANCE_LIMIT - 3])
@@ -36,6 +47,16 @@ class Account(NamedTuple):
 
     def is_allowed(self) -> bool:
         return self.minimum <= self.balance <= BALANCE_LIMIT
+
+
+over_a_database = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh database, seen from outside the service."""
+    with Database(database_url) as database:
+        yield database
 
 
 accounts = st.builds(Account, balances, minimums).filter(Account.is_allowed)
@@ -68,34 +89,46 @@ class Decided(NamedTuple):
     applied: bool
 
 
-def decide(account: Account, batch: list[int], others: Iterator[int]) -> list[Decided]:
-    """Decide a batch by turns, as a group commit does: a covered prefix, all of it or none, by the extremes of its sum.
+async def decide(database: Database, account: Account, batch: list[int], others: Iterable[int]) -> list[Decided]:
+    """Have the group commit decide a batch, every second change with a key.
 
-    Another process's change comes between any two turns, as long as there are `others`: what is known may be stale.
-    Where it is not, a turn must decide something, or the batch could wait for ever.
+    Another process's change comes before each of its statements, as long as there are `others`: what is known may be
+    stale. Where it is not, a statement must decide something, or the batch could wait for ever.
     """
+    user_id = next(_users)
+    database.execute(
+        "INSERT INTO users (id, balance, opening_balance, minimum_balance) VALUES (%s, %s, %s, %s)",
+        *(user_id, account.balance, account.balance, account.minimum),
+    )
     decided: list[Decided] = []
-    waiting = dict(enumerate(batch))
-    known: Account | None = None
-    while waiting:
-        for other in itertools.islice(others, 1):
-            decided.append(Decided(None, other, account.after(other) != account))
-            account = account.after(other)
-        before, stale = len(waiting), known != account
-        in_order = list(waiting.values())
-        count = covered_prefix(in_order, known.balance, known.minimum) if known else 0
-        sent = list(waiting.items())[: count or len(waiting)]
-        if _extremes_allow(account, [amount for _, amount in sent]):
-            for index, amount in sent:
-                account = account.after(amount)
-                decided.append(Decided(index, amount, applied=True))
-                del waiting[index]
-        known = account
-        for index, amount in list(waiting.items()):
-            if refusal(amount, known.balance, known.minimum) is not None:
-                decided.append(Decided(index, amount, applied=False))
-                del waiting[index]
-        assert stale or len(waiting) < before
+    coming = iter(others)
+    statements = 0
+    apply = Session.apply
+
+    async def disturbed(session: Session, *arguments: Any) -> Any:
+        nonlocal statements
+        statements += 1
+        await asyncio.sleep(0)  # so that what was decided before is noted before
+        for amount in itertools.islice(coming, 1):
+            changed = database.execute(CHANGE, amount, user_id, amount, BALANCE_LIMIT)
+            decided.append(Decided(None, amount, applied=bool(changed)))
+        return await apply(session, *arguments)
+
+    def note(place: int, outcome: asyncio.Future[Outcome]) -> None:
+        assert isinstance(outcome.result(), Applied | Refused)
+        decided.append(Decided(place, batch[place], isinstance(outcome.result(), Applied)))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Session, "apply", disturbed)
+        async with committing(Settings(database_url=database.url, lanes=2)) as committer:
+            futures = []
+            for place, amount in enumerate(batch):
+                key = f"key-{place}" if place % 2 else None
+                futures.append(committer.submit(Change(user_id, amount, key)))
+                futures[-1].add_done_callback(functools.partial(note, place))
+            await asyncio.gather(*futures)
+    first = 1  # nothing is known yet
+    assert statements <= first + sum(one.place is None for one in decided) + len(batch)
     return decided
 
 
@@ -105,23 +138,27 @@ def _extremes_allow(account: Account, batch: list[int]) -> bool:
     return account.minimum <= account.balance + min(sums) and account.balance + max(sums) <= BALANCE_LIMIT
 
 
+@pytest.mark.over_both_statements
 @given(accounts, batches, st.lists(amounts, max_size=8))
 @example(Account(5, 0), [-3, -3, 2, -4], [-1, 10])
-def test_the_outcomes_of_a_batch_are_those_of_some_order_one_by_one(
-    account: Account, batch: list[int], others: list[int]
+@over_a_database
+async def test_the_outcomes_of_a_batch_are_those_of_some_order_one_by_one(
+    database: Database, account: Account, batch: list[int], others: list[int]
 ) -> None:
     """That order is the one in which they were decided; those that are applied keep their order of arrival."""
-    decided = decide(account, batch, iter(others))
+    decided = await decide(database, account, batch, others)
     assert sorted(one.place for one in decided if one.place is not None) == list(range(len(batch)))
     assert [one.applied for one in decided] == one_by_one(account, (one.amount for one in decided))
     applied = [one.place for one in decided if one.applied and one.place is not None]
     assert applied == sorted(applied)
 
 
+@pytest.mark.over_both_statements
 @given(accounts, st.lists(amounts, max_size=5))
-def test_some_order_is_found_by_trying_them_all(account: Account, batch: list[int]) -> None:
+@over_a_database
+async def test_some_order_is_found_by_trying_them_all(database: Database, account: Account, batch: list[int]) -> None:
     """As above, without trusting the order of the decisions."""
-    outcomes = {one.place: one.applied for one in decide(account, batch, iter(()))}
+    outcomes = {one.place: one.applied for one in await decide(database, account, batch, ())}
     assert any(
         [outcomes[index] for index in order] == one_by_one(account, (batch[index] for index in order))
         for order in itertools.permutations(range(len(batch)))

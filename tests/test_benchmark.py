@@ -23,6 +23,7 @@ async def benchmark(path: Path, *arguments: str) -> tuple[int, str]:
     return await run(sys.executable, "-m", "benchmarking", *arguments, directory=ROOT, environment=environment)
 
 
+@pytest.mark.slow
 async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
     wrk = shutil.which("wrk")
     if wrk is None:

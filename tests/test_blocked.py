@@ -1,81 +1,84 @@
 """An account that another session holds locked delays itself, not the others."""
 
 import asyncio
-import random
-import statistics
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
-import psycopg
+import pytest
 
+from tests.database import Database, until
 from tests.processes import Service, running_service
 
-BLOCKED_SECONDS = 6
+pytestmark = pytest.mark.slow
+
 BLOCKED_USER, UNRELATED_USER = 1, 2
 OTHERS = range(10, 110)
 CLIENTS = 64
-WAITING = 2_000
+REQUESTS = 20
+"""Of each client."""
+WAITING = 1_000
+ROUNDS = 3
+# So long that nothing is given up while the row is blocked, however slow the machine.
+ENVIRONMENT = {"DEADLINE_SECONDS": "200", "SHUTDOWN_SECONDS": "210"}
+PATIENCE_SECONDS = 150
 
 
-class Throughput(NamedTuple):
-    """What the clients of the other accounts saw."""
+async def change(client: aiohttp.ClientSession, service: Service, user_id: int, amount: int) -> int:
+    body = {"userId": user_id, "amount": amount}
+    async with client.post(f"{service.url}/api/balance/update", json=body) as answer:
+        return answer.status
 
-    per_second: float
-    p99_ms: float
+
+async def load_others(client: aiohttp.ClientSession, service: Service) -> float:
+    """Ask for changes of the other accounts; gives how long it took until all of them were applied."""
+    began = time.monotonic()
+
+    async def work(number: int) -> None:
+        for step in range(REQUESTS):
+            assert await change(client, service, OTHERS[(number + 7 * step) % len(OTHERS)], 1) == 200
+
+    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+        for number in range(CLIENTS):
+            tasks.create_task(work(number))
+    return time.monotonic() - began
 
 
-async def load_others(client: aiohttp.ClientSession, service: Service) -> Throughput:
-    """Ask for changes of the other accounts for as long as the one is blocked."""
-    latencies: list[float] = []
-    until = time.monotonic() + BLOCKED_SECONDS
-
-    async def work() -> None:
-        while (began := time.monotonic()) < until:
-            body = {"userId": random.choice(OTHERS), "amount": 1}
-            async with client.post(f"{service.url}/api/balance/update", json=body) as answer:
-                assert answer.status == 200
-            latencies.append(time.monotonic() - began)
-
-    await asyncio.gather(*(work() for _ in range(CLIENTS)))
-    return Throughput(len(latencies) / BLOCKED_SECONDS, 1000 * statistics.quantiles(latencies, n=100)[98])
+async def waiting_changes(client: aiohttp.ClientSession, service: Service) -> int:
+    async with client.get(f"{service.url}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next(int(float(line.split()[1])) for line in lines if line.startswith("atomic_balance_waiting_changes "))
 
 
 async def test_a_blocked_account_leaves_the_others_their_throughput(database_url: str, tmp_path: Path) -> None:
-    """Against a control in which the other session holds a row that nobody asks for: any open transaction has a price.
+    """The others are answered while it is blocked, and about as fast as when another session holds an unrelated row.
 
-    How much throughput is kept is for a quiet machine to say; here it is only seen that the others are not held up.
+    Any open transaction has a price, so that is the control. How much throughput is kept is for a quiet machine and the
+    benchmark to say; the best of some rounds must only be within a multiple, which a held up batch is far from.
     """
-    async with (
-        running_service({"DATABASE_URL": database_url}, tmp_path) as service,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
-    ):
-        with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute(
-                "INSERT INTO users (id, balance, opening_balance)"
-                " SELECT id, 10000, 10000 FROM generate_series(1, 200) AS id"
-            )
-            connection.execute("ANALYZE users")
-
-        async def withdraw() -> int:
-            body = {"userId": BLOCKED_USER, "amount": -1}
-            async with client.post(f"{service.url}/api/balance/update", json=body) as answer:
-                return answer.status
-
-        results = {}
-        waiting: list[asyncio.Task[int]] = []
-        for user_id in (UNRELATED_USER, BLOCKED_USER):
-            with psycopg.connect(database_url) as blocker:
-                blocker.execute("UPDATE users SET balance = balance WHERE id = %s", (user_id,))
-                if user_id == BLOCKED_USER:
-                    waiting = [asyncio.create_task(withdraw()) for _ in range(WAITING)]
-                    await asyncio.sleep(0.5)
-                results[user_id] = await load_others(client, service)
-                assert not any(task.done() for task in waiting)
-                blocker.rollback()
-        print({"control": results[UNRELATED_USER], "blocked": results[BLOCKED_USER]})
-        assert Counter(await asyncio.gather(*waiting)) == {200: WAITING}
-        assert results[BLOCKED_USER].per_second > results[UNRELATED_USER].per_second / 2
-        assert results[BLOCKED_USER].p99_ms < 1_000
+    control: list[float] = []
+    blocked: list[float] = []
+    with Database(database_url) as database:
+        database.open(dict.fromkeys((BLOCKED_USER, UNRELATED_USER, *OTHERS), 10_000))
+        database.execute("ANALYZE users")
+        async with (
+            running_service({"DATABASE_URL": database_url, **ENVIRONMENT}, tmp_path) as service,
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+        ):
+            for _ in range(ROUNDS):
+                with database.holding(UNRELATED_USER):
+                    control.append(await load_others(client, service))
+                with database.holding(BLOCKED_USER):
+                    waiting = [asyncio.create_task(change(client, service, BLOCKED_USER, -1)) for _ in range(WAITING)]
+                    async with asyncio.timeout(PATIENCE_SECONDS):
+                        while await waiting_changes(client, service) < WAITING:  # noqa: ASYNC110 - it is asked
+                            await asyncio.sleep(0.05)
+                    await until(database.blocked)
+                    blocked.append(await load_others(client, service))
+                    assert not any(task.done() for task in waiting)
+                assert Counter(await asyncio.gather(*waiting)) == {200: WAITING}
+    print({"control": control, "blocked": blocked})
+    assert min(blocked) < 5 * min(control)
+    with Database(database_url) as database:
+        assert database.balance(BLOCKED_USER) == 10_000 - ROUNDS * WAITING

@@ -20,6 +20,8 @@ from atomic_balance.verify import verify
 from tests.conftest import Client
 from tests.processes import Service, running_service
 
+pytestmark = pytest.mark.slow
+
 SOCKETS = 10_000
 SPARE_FILES = 500
 LIVE = b"GET /live/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

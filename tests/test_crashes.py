@@ -17,6 +17,8 @@ from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service
 
+pytestmark = pytest.mark.slow
+
 RACE = 10_000
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')

@@ -25,6 +25,8 @@ from tests.database import until
 from tests.killable import postmaster
 from tests.processes import ROOT, Service, run, running_service
 
+pytestmark = pytest.mark.slow
+
 NOBODY = 65534
 INTRUDER = 65533  # neither us nor the server's user
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user as well")

@@ -12,7 +12,7 @@ import pytest
 from tests.history import Applied, Operation, contradictions
 from tests.processes import running_service
 
-pytestmark = pytest.mark.over_both_statements
+pytestmark = [pytest.mark.slow, pytest.mark.over_both_statements]
 
 USERS = (1, 2, 3)
 OPENING = 30

@@ -17,6 +17,8 @@ from tests.fault_proxy import FaultProxy, Link
 from tests.history import Applied, Operation, contradictions
 from tests.processes import running_service
 
+pytestmark = pytest.mark.slow
+
 USERS = (1, 2, 3)
 OPENING = 60
 CLIENTS = 40

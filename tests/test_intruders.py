@@ -201,7 +201,7 @@ async def test_the_service_needs_no_more_than_these_grants(
     """The GRANTs of README.md, word for word."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     grants = [line for line in readme.splitlines() if line.startswith("GRANT ")]
-    assert len(grants) == 2
+    assert len(grants) == 3
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE ROLE atomic_balance LOGIN")
         try:

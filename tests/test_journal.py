@@ -94,6 +94,18 @@ async def test_the_audit_passes_on_a_live_database(client: Client, database_url:
     assert told[-1] == (500, 500)
 
 
+async def a_journal(client: Client) -> None:
+    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit."""
+    for user_id in (1, 2, 3):
+        await opened(client, user_id)
+        for amount in (1, 2, 8):
+            await update(client, amount, user_id)
+        for key, amount in (("little", -500), ("much", 2**53 - 1)):
+            change = {"userId": user_id, "amount": amount}
+            answer = await client.post("/api/balance/update", json=change, headers={"Idempotency-Key": key})
+            assert answer.status == 400
+
+
 @pytest.mark.parametrize(
     ("damage", "difference"),
     [
@@ -123,21 +135,68 @@ async def test_the_audit_passes_on_a_live_database(client: Client, database_url:
             "user 2: version 1: the balance after it is 100, the journal says 101",
         ),
         ("DELETE FROM users WHERE id = 2", "user 2: has changes in the journal, but no account"),
+        (
+            "DELETE FROM balance_changes WHERE user_id = 2 AND version IS NOT NULL; DELETE FROM users WHERE id = 2",
+            "user 2: has changes in the journal, but no account",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND refusal = 'insufficient_funds'",
+            "user 2: a change by 5 at a balance of 111 can't have been refused for insufficient_funds",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND refusal = 'balance_limit_exceeded'",
+            "user 2: a change by 5 at a balance of 111 can't have been refused for balance_limit_exceeded",
+        ),
     ],
 )
-async def test_the_audit_finds(client: Client, database_url: str, tmp_path: Path, damage: str, difference: str) -> None:
-    for user_id in (1, 2, 3):
-        await opened(client, user_id)
-        for amount in (1, 2, 8):
-            await update(client, amount, user_id)
+async def test_the_audit_finds(client: Client, database_url: str, damage: str, difference: str) -> None:
+    await a_journal(client)
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(damage.encode())
+    assert verify(database_url).differences == [difference]
+
+
+async def test_a_difference_ends_the_command_with_1(client: Client, database_url: str, tmp_path: Path) -> None:
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM users WHERE id = 2")
+    difference = "user 2: has changes in the journal, but no account"
     status, output = await run(
         *(sys.executable, "-m", "atomic_balance", "verify"),
         directory=tmp_path,
         environment={"DATABASE_URL": database_url},
     )
     assert (status, output) == (1, f"{difference}\nthe journal does not prove the balances: 1 differ\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        # the newest rows
+        "DELETE FROM balance_changes WHERE user_id = 2 AND version > 1;"
+        "UPDATE users SET balance = 101, version = 1 WHERE id = 2",
+        # an account with all that it had
+        "DELETE FROM balance_changes WHERE user_id = 2; DELETE FROM users WHERE id = 2",
+        # a refusal, and with it what its key was bound to
+        "DELETE FROM balance_changes WHERE user_id = 2 AND refusal IS NOT NULL",
+        "UPDATE balance_changes SET amount = -600, balance = 30 WHERE user_id = 2 AND amount = -500",
+        # what the sums don't rest on
+        "UPDATE balance_changes SET idempotency_key = 'other' || amount WHERE user_id = 2",
+        "UPDATE balance_changes SET reference = 'other', created_at = '2020-01-01' WHERE user_id = 2",
+        "UPDATE users SET minimum_balance = -7, opening_minimum_balance = -7 WHERE id = 2",
+        # sums that were all reckoned anew
+        "UPDATE balance_changes SET amount = amount + 5, balance = balance + 5 WHERE user_id = 2 AND version = 1;"
+        "UPDATE balance_changes SET amount = amount - 5 WHERE user_id = 2 AND version = 2",
+        "UPDATE balance_changes SET balance = balance + 5 WHERE user_id = 2 AND version IS NOT NULL;"
+        "UPDATE users SET opening_balance = 105, balance = balance + 5 WHERE id = 2",
+    ],
+)
+async def test_the_audit_can_not_find(client: Client, database_url: str, damage: str) -> None:
+    """What the database no longer holds, and what nothing else in it rests on; docs/guarantees.md says so too."""
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(damage.encode())
+    assert verify(database_url).differences == []
 
 
 def test_pages_and_keys_are_read_by_index_from_a_large_journal(database_url: str) -> None:

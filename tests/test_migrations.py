@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from atomic_balance.migrations import migrate, migrations_dir, missing_migrations
 from tests.processes import ROOT, run
@@ -67,6 +68,17 @@ async def test_accounts_from_before_the_journal_open_with_what_they_hold(empty_d
     with psycopg.connect(empty_database_url) as connection:
         rows = connection.execute("SELECT id, balance, opening_balance, version FROM users ORDER BY id").fetchall()
     assert rows == [(1, 7, 7, 0), (2, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("command", ["migrate", "serve", "open"])
+async def test_a_database_with_another_encoding_is_refused(
+    command: str, latin1_database_url: str, tmp_path: Path
+) -> None:
+    arguments = (command, "1", "10") if command == "open" else (command,)
+    environment = {"DATABASE_URL": latin1_database_url, "PORT": "0"}
+    result = await run(sys.executable, "-m", "atomic_balance", *arguments, directory=tmp_path, environment=environment)
+    assert result == (1, "atomic-balance: database: its encoding is LATIN1, expected UTF8\n")
+    assert columns(latin1_database_url) == []
 
 
 async def test_a_service_that_finds_the_schema_behind_says_what_to_run(empty_database_url: str, tmp_path: Path) -> None:

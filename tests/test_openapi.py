@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from atomic_balance.app import make_app
 from atomic_balance.settings import Settings
 from tests.conftest import Client
@@ -41,6 +43,7 @@ async def test_the_document_says_which_token_each_method_takes(client: Client) -
                 assert taken == ({"API_TOKEN", "READ_TOKEN"} if method == "get" else {"API_TOKEN"})
 
 
+@pytest.mark.slow
 async def test_the_service_keeps_to_its_document(database_url: str, tmp_path: Path) -> None:
     schemathesis = str(Path(sys.executable).with_name("schemathesis"))
     async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:

@@ -19,9 +19,13 @@ ARGUMENTS = [
 ]
 SIZES = {"desktop": (1200, 1000), "phone": (360, 740)}
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("CI") != "true", reason="Chromium is not installed (apt-get install chromium)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("CI") != "true",
+        reason="Chromium is not installed (apt-get install chromium)",
+    ),
+]
 
 
 @pytest.fixture
@@ -50,6 +54,12 @@ async def visited(browser: Browser, url: str, size: tuple[int, int]) -> tuple[Pa
     return page, wrong
 
 
+async def overflow(page: Page) -> int:
+    """By how many pixels the page is wider than its window."""
+    root = "document.documentElement"
+    return int(await page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+
+
 async def deposit(service: Service, count: int) -> None:
     async with aiohttp.ClientSession() as client:
         async with client.put(f"{service.url}/api/users/1", json={"balance": 10}) as answer:
@@ -59,9 +69,8 @@ async def deposit(service: Service, count: int) -> None:
                 assert answer.status == 200
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service, size: tuple[int, int]) -> None:
-    page, wrong = await visited(browser, service.url, size)
+async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["desktop"])
     assert wrong == []
     await page.get_by_role("button", name="Run the race").focus()
     await page.keyboard.press("Enter")
@@ -69,8 +78,9 @@ async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service, 
     assert await page.locator("#race-progress").get_attribute("value") == "10000"
     await expect(page.locator("#changes tr")).to_have_count(201)
     assert len(await page.locator("#race-plot path").last.get_attribute("d") or "") > 1_000
-    overflow = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert overflow == 0
+    for width, height in SIZES.values():
+        await page.set_viewport_size({"width": width, "height": height})
+        assert await overflow(page) == 0
     assert {text for text in wrong if "status of 400" not in text} == set()  # a browser notes each refusal
 
 
@@ -92,13 +102,14 @@ async def test_the_plots_move_under_load(browser: Browser, service: Service) -> 
 
 async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, service: Service) -> None:
     await deposit(service, 3)
-    page, wrong = await visited(browser, service.url, SIZES["desktop"])
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
     await page.get_by_label("user id").fill("1")
     await page.get_by_role("button", name="Show").click()
     await expect(page.locator("#balance")).to_have_text("13, version 3")
     rows = await page.locator("#changes tr").all_inner_texts()
     assert [row.split() for row in rows[1:]] == [["3", "1", "13"], ["2", "1", "12"], ["1", "1", "11"]]
     assert wrong == []
+    assert await overflow(page) == 0
     await page.get_by_label("user id").fill("2")
     await page.get_by_role("button", name="Show").click()
     await expect(page.locator("#balance")).to_have_text("User not found")

@@ -20,9 +20,13 @@ SERVER_CONNECTIONS = 4  # fewer than the services' 12 lanes
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
 
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None and os.environ.get("CI") != "true", reason="PgBouncer is not installed (apt-get install pgbouncer)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        PROGRAM is None and os.environ.get("CI") != "true",
+        reason="PgBouncer is not installed (apt-get install pgbouncer)",
+    ),
+]
 
 
 @pytest.fixture

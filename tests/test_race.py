@@ -10,7 +10,7 @@ import pytest
 
 from tests.processes import running_service
 
-pytestmark = pytest.mark.over_both_statements
+pytestmark = [pytest.mark.slow, pytest.mark.over_both_statements]
 
 UPDATE = "/api/balance/update"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
-from tests.processes import ROOT, run
+from tests.processes import ROOT, bare_environment, run
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +94,14 @@ def test_a_wrong_value_names_the_setting_and_what_was_expected(
 )
 def test_each_host_of_a_url_has_one_of_its_own(url: str, by_host: list[str]) -> None:
     assert Settings(database_url=url).host_urls == by_host
+
+
+def test_the_processes_of_the_tests_are_given_no_setting_that_happens_to_be_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in Settings.__struct_encode_fields__:
+        monkeypatch.setenv(name, "there")
+    assert bare_environment().keys().isdisjoint(Settings.__struct_encode_fields__)
 
 
 async def test_migrations_want_one_host(database_url: str, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from atomic_balance.verify import verify
 from tests.processes import Service, running_service
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 3
 PATIENT = {"DEADLINE_SECONDS": "50", "SHUTDOWN_SECONDS": "60"}  # nothing is late because the machine is busy
 APPLIED = (200, "applied")

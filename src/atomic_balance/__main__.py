@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 
 from atomic_balance.authorization import Tokens
-from atomic_balance.connections import UnreachableError, connection_pool
+from atomic_balance.connections import EncodingError, UnreachableError, connection_pool
 from atomic_balance.counting import shared_numbers
 from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.logs import set_up_logs
@@ -78,7 +78,7 @@ def main() -> None:
         sys.exit(_failed(error, 2))
     except (StartError, BrokenError, EmbeddedPostgresError) as error:
         sys.exit(_failed(error, 1))
-    except (UnreachableError, psycopg.Error, OSError) as error:
+    except (UnreachableError, EncodingError, psycopg.Error, OSError) as error:
         sys.exit(_failed(f"database: {_first_line(error.__cause__ or error)}", 1))
     except KeyboardInterrupt:
         sys.exit(130)

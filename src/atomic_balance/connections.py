@@ -12,12 +12,22 @@ FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, 
 """Everything that asyncpg raises."""
 
 
+ENCODING = "UTF8"
+"""The one that a database must have: it alone can hold whatever text a caller sends."""
+
+
 class UnreachableError(Exception):
-    """PostgreSQL did not answer in time, or could not do what was asked for now."""
+    """PostgreSQL did not answer in time, or could not do what was asked for now. Its text, if any, may be shown."""
+
+
+class EncodingError(Exception):
+    """The database has another encoding than `ENCODING`; the text says so."""
 
 
 async def open_connection(settings: Settings) -> asyncpg.Connection:
-    """A connection to a host that gives one as DATABASE_URL wants it. Raises UnreachableError.
+    """A connection to a host that gives one as DATABASE_URL wants it, to a database with the right encoding.
+
+    Raises UnreachableError, with a text where the encoding is the reason.
 
     All hosts are asked at the same time, because one that has lost its power or its network never answers.
     """
@@ -38,18 +48,30 @@ async def open_connection(settings: Settings) -> asyncpg.Connection:
             if isinstance(found, asyncpg.Connection) and found is not chosen:
                 found.terminate()
     if chosen is None:
-        raise UnreachableError from reason
+        raise UnreachableError(str(reason) if isinstance(reason, EncodingError) else "") from reason
     return chosen
 
 
 async def _ask(url: str, settings: Settings) -> asyncpg.Connection:
     prepared = {} if settings.prepared_statements else {"statement_cache_size": 0}
-    return await asyncpg.connect(
+    connection = await asyncpg.connect(
         url,
         timeout=settings.connect_seconds,
         server_settings={"application_name": "atomic-balance"},  # and no other: a pooler refuses what it doesn't know
         **prepared,
     )
+    try:
+        check_encoding(getattr(connection.get_settings(), "server_encoding", None))
+    except EncodingError:
+        connection.terminate()
+        raise
+    return connection
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raise EncodingError unless `encoding`, which the server tells whoever connects to a database, is `ENCODING`."""
+    if encoding != ENCODING:
+        raise EncodingError(f"its encoding is {encoding}, expected {ENCODING}")
 
 
 @asynccontextmanager

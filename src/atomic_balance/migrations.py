@@ -8,6 +8,8 @@ from pathlib import Path
 import psycopg
 import yoyo
 
+from atomic_balance.connections import check_encoding
+
 _LOCK = 0x61746F6D6963  # "atomic", in ASCII: held while this database is being migrated
 _POLL_SECONDS = 0.1
 
@@ -42,12 +44,13 @@ def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) ->
     """Bring the schema up to date and give the names of the migrations that were applied; `citus`: its own ones too.
 
     Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
-    for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, or TimeoutError when another migration
-    takes longer than `wait_seconds`.
+    for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, EncodingError before anything is made, or
+    TimeoutError when another migration takes longer than `wait_seconds`.
     """
     os.environ.setdefault("LOGNAME", "atomic-balance")  # yoyo records it, and fails where the user id has no name
     location = database_url.split("://", 1)[1]
     with psycopg.connect(f"postgresql://{location}", autocommit=True) as guard:
+        check_encoding(guard.info.parameter_status("server_encoding"))
         give_up = time.monotonic() + wait_seconds
         while not _take_lock(guard):
             if time.monotonic() > give_up:

@@ -38,20 +38,17 @@ class Readiness:
 
     async def check(self) -> Checks:
         """Every check, now."""
-        away_seconds = await self._look()
+        database, bearable = await self._look()
         failing_seconds = self._group_commit.failing_seconds
         says = {
             "stopping": "yes" if self._stopping.is_set() else "ok",
             "overload": "no place for a change to wait" if self._group_commit.full else "ok",
-            "database": f"has not answered for {away_seconds:.1f} s" if away_seconds is not None else "ok",
+            "database": database,
             "commits": f"none has succeeded for {failing_seconds:.1f} s" if failing_seconds else "ok",
             "schema": self._schema,
         }
-        bearable = {
-            "database": away_seconds is None or away_seconds < self._deadline_seconds,
-            "commits": failing_seconds < self._deadline_seconds,
-        }
-        return Checks(all(text == "ok" or bearable.get(name, False) for name, text in says.items()), says)
+        for_now = {"database": bearable, "commits": failing_seconds < self._deadline_seconds}
+        return Checks(all(text == "ok" or for_now.get(name, False) for name, text in says.items()), says)
 
     async def close(self) -> None:
         """Ask no more."""
@@ -59,8 +56,8 @@ class Readiness:
             self._asking.cancel()
             await asyncio.wait({self._asking})
 
-    async def _look(self) -> float | None:
-        """Ask for the schema; gives for how many seconds the database has been away, None if it answers.
+    async def _look(self) -> tuple[str, bool]:
+        """Ask for the schema; gives what is to be said of the database, and whether that can be borne for now.
 
         One question is under way at a time. One that is not answered goes on, because to cancel it takes as long.
         """
@@ -70,12 +67,15 @@ class Readiness:
         await asyncio.wait({asking}, timeout=_PROBE_SECONDS)
         if asking.done() and self._asking is asking:
             self._asking = None
-        if not asking.done() or isinstance(asking.exception(), UnreachableError):
+        failure = asking.exception() if asking.done() else UnreachableError()
+        if isinstance(failure, UnreachableError):
             now = asyncio.get_running_loop().time()
             if self._away_since is None:
                 self._away_since = now
-            return now - self._away_since
+            away_seconds = now - self._away_since
+            text = str(failure) or f"has not answered for {away_seconds:.1f} s"
+            return text, not str(failure) and away_seconds < self._deadline_seconds
         missing = asking.result()
         self._away_since = None
         self._schema = f"behind, without {', '.join(missing)}" if missing else "ok"
-        return None
+        return "ok", True

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 
+from atomic_balance.changes import BALANCE_LIMIT, Refusal
 from atomic_balance.store import VERIFY_ACCOUNTS, VERIFY_CHANGES
 
 DIFFERENCES_MAX = 10
@@ -16,8 +17,8 @@ _ROWS_PER_FETCH = 10_000
 
 AccountRow = tuple[int, int, int, int]
 """user id, opening balance, balance, version"""
-ChangeRow = tuple[int, int, int, int]
-"""user id, version, amount, balance after it"""
+ChangeRow = tuple[int, int | None, int, int, str | None]
+"""user id, version, amount, balance after it, None; if refused None for a version, the balance before it, refusal"""
 
 
 class Summary(NamedTuple):
@@ -52,8 +53,9 @@ def _total(connection: psycopg.Connection) -> int:
 
 def _counted(changes: Iterable[ChangeRow], progress: Callable[[int], None]) -> Iterator[ChangeRow]:
     done = 0
-    for done, change in enumerate(changes, 1):
+    for change in changes:
         yield change
+        done += change[1] is not None
         if done % _ROWS_PER_FETCH == 0:
             progress(done)
     progress(done)
@@ -63,6 +65,7 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow]) -> Summ
     """Merge the two streams, both in order of user id: of each user the account, then its changes."""
     account_count = change_count = 0
     differences: list[str] = []
+    merged: Iterable[tuple[int, int, Any]]  # a row of either stream
     merged = heapq.merge(((row[0], 0, row) for row in accounts), ((row[0], 1, row) for row in changes))
     for user_id, rows in groupby(merged, itemgetter(0)):
         _, is_change, account = next(rows)
@@ -80,10 +83,17 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow]) -> Summ
 
 
 def _recompute(account: AccountRow, changes: Iterator[ChangeRow]) -> tuple[int, str | None]:
-    """How many changes were read, and the first thing that is wrong with them."""
+    """How many applied changes were read, and the first thing that is wrong with any."""
     _, balance, balance_now, version_now = account
     version = 0
-    for _, found_version, amount, found_balance in changes:
+    for _, found_version, amount, found_balance, refusal in changes:
+        if found_version is None:
+            if not _can_be(refusal, amount, found_balance):
+                return (
+                    version,
+                    f"a change by {amount} at a balance of {found_balance} can't have been refused for {refusal}",
+                )
+            continue
         version += 1
         balance += amount
         if found_version != version:
@@ -95,6 +105,13 @@ def _recompute(account: AccountRow, changes: Iterator[ChangeRow]) -> tuple[int, 
     if balance != balance_now:
         return version, f"the balance by the journal is {balance}, the account says {balance_now}"
     return version, None
+
+
+def _can_be(refusal: str | None, amount: int, balance: int) -> bool:
+    """Whether a change can have been refused so, whatever the minimum balance was; it is never above the balance."""
+    if refusal == Refusal.BALANCE_LIMIT_EXCEEDED:
+        return balance + amount > BALANCE_LIMIT
+    return refusal == Refusal.INSUFFICIENT_FUNDS and amount < 0
 
 
 def progress_bar(done: int, total: int) -> None:

@@ -1,5 +1,4 @@
--- Stream every applied change, account by account, in order, for the audit.
-SELECT user_id, version, amount, balance
+-- Stream the journal account by account, for the audit: the applied changes in order, then the refused ones.
+SELECT user_id, version, amount, balance, refusal
   FROM balance_changes
- WHERE version IS NOT NULL
  ORDER BY user_id, version
