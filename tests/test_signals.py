@@ -216,12 +216,12 @@ async def test_a_service_stops_when_its_terminal_is_closed(environment: dict[str
         env={**bare_environment(), **environment, "PORT": "0"},
         start_new_session=True,  # so that the terminal becomes its own when it is opened
     )
-    os.close(its)
     try:
         seen = b""
         async with asyncio.timeout(60):
             while b" serves on http" not in seen:
                 seen += await asyncio.to_thread(os.read, ours, 1000)
+        os.close(its)
         os.close(ours)
         async with asyncio.timeout(60):
             assert await process.wait() == 0
