@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from atomic_balance.app import make_app
-from atomic_balance.group_commit import GroupCommit
-from atomic_balance.handlers import GROUP_COMMIT
+from atomic_balance.commit.group_commit import GroupCommit
+from atomic_balance.http.app import make_app
+from atomic_balance.http.handlers import GROUP_COMMIT
 from atomic_balance.settings import Settings
 
 _PATIENCE_SECONDS = 40

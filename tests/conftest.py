@@ -13,10 +13,10 @@ from aiohttp.web import Application, Request
 from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
-from atomic_balance.embedded import embedded_postgres
+from atomic_balance.http.app import make_app
+from atomic_balance.postgres.embedded import embedded_postgres
+from atomic_balance.postgres.session import connect
 from atomic_balance.settings import Settings
-from atomic_balance.store import connect
 from tests.processes import ALWAYS
 from tests.schema import make_schema
 
@@ -45,7 +45,7 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = getattr(request, "param", "apply_changes")
     if name == "apply_account":
         monkeypatch.setitem(ALWAYS, "CITUS", "true")
-        monkeypatch.setattr("atomic_balance.app.connect", lambda settings: connect(replace(settings, citus=True)))
+        monkeypatch.setattr("atomic_balance.http.app.connect", lambda settings: connect(replace(settings, citus=True)))
     return name
 
 

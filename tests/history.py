@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from atomic_balance.planning import refusal
+from atomic_balance.commit.planning import refusal
 
 
 class Operation(NamedTuple):

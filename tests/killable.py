@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from atomic_balance.embedded import embedded_postgres
+from atomic_balance.postgres.embedded import embedded_postgres
 from tests.schema import make_schema
 
 

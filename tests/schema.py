@@ -2,7 +2,7 @@
 
 import psycopg
 
-from atomic_balance.migrations import migrate
+from atomic_balance.postgres.migrations import migrate
 
 # What the migrations ask of Citus; here the questions are only noted.
 _CITUS = """

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
-from atomic_balance.logs import JsonLines
-from atomic_balance.messages import AccountOpening, AccountPatch, BalanceUpdate, BalanceUpdates, Body
+from atomic_balance.http.app import make_app
+from atomic_balance.http.messages import AccountOpening, AccountPatch, BalanceUpdate, BalanceUpdates, Body
+from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from atomic_balance.changes import Change
+from atomic_balance.postgres.session import connect
+from atomic_balance.postgres.statements import APPLY_CHANGES
+from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from atomic_balance.store import APPLY_CHANGES, connect
-from atomic_balance.verify import verify
 from tests.database import Database
 
 HAMMER_SECONDS = 4
@@ -96,7 +97,7 @@ async def test_sessions_that_hammer_the_same_rows_neither_deadlock_nor_wait_in_v
                 sent += len(users)
                 changes = [Change(user_id, chance.choice((-2, -1, 3))) for user_id in users]
                 answers = await session.apply(changes, keys, [False] * len(users), 10)
-                assert all(judged.applied for judged in answers.judged.values())
+                assert all(result.applied for result in answers.accounts.values())
         finally:
             await session.close()
         return sent

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refused
-from atomic_balance.planning import covered_prefix
+from atomic_balance.commit.planning import covered_prefix
+from atomic_balance.postgres.session import Session
 from atomic_balance.settings import Settings
-from atomic_balance.store import Session
 from tests.committing import committing
 from tests.database import Database
 

@@ -12,9 +12,9 @@ import pytest
 from asyncpg import exceptions
 
 from atomic_balance.changes import Applied, Change, Undecided
+from atomic_balance.postgres.failures import Failure, failure_of
+from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from atomic_balance.store import State, state_after
-from atomic_balance.verify import verify
 from tests.committing import committing
 from tests.database import Database
 from tests.processes import ROOT
@@ -22,7 +22,7 @@ from tests.processes import ROOT
 PARTITIONS = 16
 STATEMENTS = {
     path.name.removesuffix(".sql"): path.read_text()
-    for path in resources.files("atomic_balance.statements").iterdir()
+    for path in resources.files("atomic_balance.postgres.statements").iterdir()
     if path.name.endswith(".sql")
 }
 # Each statement's parameters for the user 1, who has one change, "a".
@@ -37,7 +37,7 @@ OF_ONE_USER = {
     " ARRAY['insufficient_funds'], '1s'",
     "set_minimum_balance": "1, -5",
 }
-OF_ALL_USERS = {"verify_accounts", "verify_changes"}
+OF_SEVERAL_USERS = {"blocked_accounts", "verify_accounts", "verify_changes"}
 OF_NO_USER = {"applied_migrations"}
 
 
@@ -89,7 +89,7 @@ def scanned(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_statement_is_known_here() -> None:
-    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_ALL_USERS, *OF_NO_USER}
+    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_SEVERAL_USERS, *OF_NO_USER}
 
 
 @pytest.mark.parametrize("name", sorted(OF_ONE_USER))
@@ -194,17 +194,17 @@ async def test_an_internal_error_may_be_that_of_a_worker_which_has_committed(
 @pytest.mark.parametrize(
     ("code", "message", "constraint", "state"),
     [
-        ("23505", "", "balance_changes_pkey_102008", State.KEY_TAKEN),
-        ("23505", "", "balance_changes_version_key_102008", State.REJECTED),
-        ("23505", "", "balance_changes_7_pkey", State.KEY_TAKEN),  # of a partition
-        ("XX000", 'violates unique constraint "balance_changes_pkey_102008"', None, State.KEY_TAKEN),
-        ("XX000", "terminating connection due to unexpected postmaster exit", None, State.UNKNOWN),
-        ("08003", "connection not open", None, State.UNKNOWN),
-        ("08006", "connection to the remote node failed", None, State.UNKNOWN),
-        ("40P01", "canceling the transaction since it was involved in a distributed deadlock", None, State.CONTENDED),
+        ("23505", "", "balance_changes_pkey_102008", Failure.KEY_TAKEN),
+        ("23505", "", "balance_changes_version_key_102008", Failure.REJECTED),
+        ("23505", "", "balance_changes_7_pkey", Failure.KEY_TAKEN),  # of a partition
+        ("XX000", 'violates unique constraint "balance_changes_pkey_102008"', None, Failure.KEY_TAKEN),
+        ("XX000", "terminating connection due to unexpected postmaster exit", None, Failure.UNKNOWN),
+        ("08003", "connection not open", None, Failure.UNKNOWN),
+        ("08006", "connection to the remote node failed", None, Failure.UNKNOWN),
+        ("40P01", "canceling the transaction since it was involved in a distributed deadlock", None, Failure.CONTENDED),
     ],
 )
-def test_what_the_errors_of_a_cluster_say(code: str, message: str, constraint: str | None, state: State) -> None:
+def test_what_the_errors_of_a_cluster_say(code: str, message: str, constraint: str | None, state: Failure) -> None:
     fields = {"S": "ERROR", "V": "ERROR", "C": code, "M": message, "n": constraint}
     error = exceptions.PostgresError.new({name: value for name, value in fields.items() if value is not None})
-    assert state_after(error, citus=True) is state
+    assert failure_of(error, citus=True) is state

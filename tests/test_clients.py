@@ -14,9 +14,9 @@ import psutil
 import psycopg
 import pytest
 
-from atomic_balance import live
-from atomic_balance.counting import Numbers
-from atomic_balance.verify import verify
+from atomic_balance.http import live
+from atomic_balance.observe.counting import Numbers
+from atomic_balance.postgres.verify import verify
 from tests.conftest import Client
 from tests.processes import Service, running_service
 

@@ -20,8 +20,8 @@ import pytest
 from aiohttp import web
 from pytest_aiohttp import AiohttpServer
 
-from atomic_balance.endpoints import ENDPOINTS
-from atomic_balance.errors import PROBLEMS, error_response
+from atomic_balance.http.endpoints import ENDPOINTS
+from atomic_balance.http.errors import PROBLEMS, error_response
 from tests.database import Database
 from tests.fault_proxy import FaultProxy, Link
 from tests.processes import ROOT, Service, run, running_service
@@ -208,9 +208,9 @@ async def test_a_client_does_what_the_table_says(language: str, aiohttp_server: 
     server = await aiohttp_server(app)
     orders: list[Order] = [{"userId": 1, "amount": -2, "key": key, "reference": "here"} for key in expected]
     states = await settled(language, str(server.make_url("")).rstrip("/"), orders, directory)
-    state_after = {"Done": "refused", "Stop": "open", "Ask again": "applied"}
+    failure_of = {"Done": "refused", "Stop": "open", "Ask again": "applied"}
     assert [(key, state) for key, (state, _) in zip(expected, states, strict=True)] == [
-        (key, state_after[word]) for key, word in expected.items()
+        (key, failure_of[word]) for key, word in expected.items()
     ]
     # A fetch that keeps to its standard asks again by itself, once, after a 421.
     may_repeat = {key for key, word in expected.items() if word == "Ask again"} | {"misdirected_request"}

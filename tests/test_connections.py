@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from atomic_balance.connections import UnreachableError, open_connection
+from atomic_balance.postgres.connections import open_connection
+from atomic_balance.postgres.failures import UnreachableError
 from atomic_balance.settings import Settings
 from tests.database import Database
 

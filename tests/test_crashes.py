@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from atomic_balance.verify import verify
+from atomic_balance.postgres.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service

@@ -10,9 +10,9 @@ from tests.processes import running_service
 
 # Read by Python before the service starts: to carry a change of user 666 raises something unforeseen.
 SABOTAGE = """
-from atomic_balance import waiting
+from atomic_balance.commit import waiting
 
-take_ready = waiting.WaitingRoom.take_ready
+take_ready = waiting.Backlog.take_ready
 
 def sabotaged(room, *arguments):
     batch = take_ready(room, *arguments)
@@ -20,7 +20,7 @@ def sabotaged(room, *arguments):
         raise RuntimeError("unforeseen")
     return batch
 
-waiting.WaitingRoom.take_ready = sabotaged
+waiting.Backlog.take_ready = sabotaged
 """
 
 

@@ -19,8 +19,8 @@ import aiohttp
 import psycopg
 import pytest
 
-from atomic_balance import embedded
-from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
+from atomic_balance.postgres import embedded
+from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
 from tests.database import until
 from tests.killable import postmaster
 from tests.processes import ROOT, Service, run, running_service
@@ -227,7 +227,7 @@ async def test_data_that_have_gone_are_not_made_anew(tmp_path: Path, caplog: pyt
 
 _FORKING = """
 import os, pathlib, signal, sys, time
-from atomic_balance.embedded import embedded_postgres
+from atomic_balance.postgres.embedded import embedded_postgres
 from tests.killable import postmaster
 import psycopg
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from atomic_balance.changes import Applied, Change
-from atomic_balance.connections import open_connection
+from atomic_balance.postgres.connections import open_connection
+from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from atomic_balance.verify import verify
 from tests.committing import committing
 from tests.database import Database, until
 from tests.processes import running_service

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
 from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided
-from atomic_balance.embedded import embedded_postgres
+from atomic_balance.http.app import make_app
+from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.settings import Settings
 from tests.committing import committing
 from tests.database import Database, until
@@ -313,9 +313,9 @@ async def test_a_row_that_was_held_once_is_not_taken_for_held(database: Database
         async with committing(Settings(database_url=database.url)) as committer:
             session = await committer._connect()
             with database.session(statement) as holder:
-                assert await session.held_accounts([1, 2, 3]) == {1, 2}
+                assert await session.blocked_accounts([1, 2, 3]) == {1, 2}
                 holder.rollback()
-            assert await session.held_accounts([1, 2, 3]) == set()
+            assert await session.blocked_accounts([1, 2, 3]) == set()
             await session.close()
 
 
@@ -740,7 +740,7 @@ async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_servic
         def fail(*_: object) -> None:
             raise RuntimeError("unforeseen")
 
-        monkeypatch.setattr(committer._room, "due", fail)
+        monkeypatch.setattr(committer._backlog, "due", fail)
         assert await all_of(in_flight, *waiting) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 3]
         assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
     assert told == ["failed"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from atomic_balance.verify import verify
+from atomic_balance.postgres.verify import verify
 from tests.database import Database
 from tests.fault_proxy import FaultProxy, Link
 from tests.history import Applied, Operation, contradictions

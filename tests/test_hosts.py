@@ -4,9 +4,9 @@ import pytest
 from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
-from atomic_balance.endpoints import ENDPOINTS
-from atomic_balance.hosts import host_check
+from atomic_balance.http.app import make_app
+from atomic_balance.http.endpoints import ENDPOINTS
+from atomic_balance.http.hosts import host_check
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 

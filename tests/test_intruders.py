@@ -14,9 +14,9 @@ import pytest
 from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
-from atomic_balance.endpoints import ENDPOINTS
-from atomic_balance.logs import JsonLines
+from atomic_balance.http.app import make_app
+from atomic_balance.http.endpoints import ENDPOINTS
+from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 from tests.database import Database

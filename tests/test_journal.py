@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from atomic_balance.store import READ_CHANGE, READ_CHANGES
-from atomic_balance.verify import Summary, verify
+from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES
+from atomic_balance.postgres.verify import Summary, verify
 from tests.conftest import Client
 from tests.processes import run
 

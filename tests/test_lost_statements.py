@@ -15,11 +15,11 @@ import pytest
 from msgspec import structs
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
 from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided
+from atomic_balance.http.app import make_app
+from atomic_balance.postgres.failures import Failure, failure_of
+from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from atomic_balance.store import State, state_after
-from atomic_balance.verify import verify
 from tests.committing import committing
 from tests.database import Database, until
 from tests.fault_proxy import FaultProxy, Link
@@ -446,8 +446,8 @@ def server_error(code: str, severity: str = "ERROR", **fields: str) -> asyncpg.P
 @pytest.mark.parametrize("code", ["55P03", "40P01", "40001", "57014", "25006", "53100", "23505", "P0001", "XX000"])
 def test_after_a_fatal_error_of_any_code_the_outcome_is_unknown(code: str) -> None:
     for severity in ("FATAL", "PANIC"):
-        assert state_after(server_error(code, severity)) is State.UNKNOWN
-    assert state_after(server_error(code)) is not State.UNKNOWN
+        assert failure_of(server_error(code, severity)) is Failure.UNKNOWN
+    assert failure_of(server_error(code)) is not Failure.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -465,10 +465,10 @@ def test_after_a_fatal_error_of_any_code_the_outcome_is_unknown(code: str) -> No
     ids=repr,
 )
 def test_after_an_error_that_is_not_the_servers_the_outcome_is_unknown(error: BaseException) -> None:
-    assert state_after(error) is State.UNKNOWN
+    assert failure_of(error) is Failure.UNKNOWN
 
 
 def test_a_unique_violation_is_a_taken_key_on_the_journals_key_alone() -> None:
-    assert state_after(server_error("23505", n="balance_changes_pkey")) is State.KEY_TAKEN
+    assert failure_of(server_error("23505", n="balance_changes_pkey")) is Failure.KEY_TAKEN
     for other in ("balance_changes_version_key", "users_pkey"):
-        assert state_after(server_error("23505", n=other)) is State.REJECTED
+        assert failure_of(server_error("23505", n=other)) is Failure.REJECTED

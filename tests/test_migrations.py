@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from atomic_balance.migrations import migrate, migrations_dir, missing_migrations
+from atomic_balance.postgres.migrations import migrate, migrations_dir, missing_migrations
 from tests.processes import ROOT, run
 
 ALL = missing_migrations([])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic_balance.app import make_app
+from atomic_balance.http.app import make_app
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 from tests.processes import ROOT, run, running_service

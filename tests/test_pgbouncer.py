@@ -12,7 +12,7 @@ import aiohttp
 import psycopg
 import pytest
 
-from atomic_balance.verify import verify
+from atomic_balance.postgres.verify import verify
 from tests.pgbouncer import PROGRAM, PgBouncer, running_pgbouncer
 from tests.processes import Service, running_service
 

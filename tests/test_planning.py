@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal
-from atomic_balance.planning import covered_prefix, refusal
-from atomic_balance.waiting import WaitingAccount, WaitingChange, WaitingRoom
+from atomic_balance.commit.planning import covered_prefix, refusal
+from atomic_balance.commit.waiting import Backlog, WaitingAccount, WaitingChange
 
 amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
 balances = st.one_of(st.integers(-30, 30), st.just(BALANCE_LIMIT - 5))
@@ -67,7 +67,7 @@ class Watched(float):
 
 
 def test_expiry_looks_no_further_than_what_is_due() -> None:
-    room = WaitingRoom()
+    room = Backlog()
     future: asyncio.Future[Outcome] = asyncio.get_event_loop_policy().get_event_loop().create_future()
     changes = [
         WaitingChange(Change(1 + number // 2, -1), f" {number}", number, Watched(number), future)
@@ -103,12 +103,12 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
     live = [waiting for waiting in account.changes if not waiting.answered][:room]
     if not live:
         return
-    portion = account.portion(room)
-    assert portion == live[: len(portion)]
+    part = account.next_changes(room)
+    assert part == live[: len(part)]
     if balance is None:
-        assert portion == live
+        assert part == live
     else:
         covered = covered_prefix([waiting.change.amount for waiting in live], balance, minimum)
-        assert len(portion) == (covered or len(live))
+        assert len(part) == (covered or len(live))
     live[0].alone = True
-    assert account.portion(room) == live[:1]
+    assert account.next_changes(room) == live[:1]

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.app import make_app
+from atomic_balance.http.app import make_app
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 from tests.database import Database, until

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from atomic_balance.verify import verify
+from atomic_balance.postgres.verify import verify
 from tests.processes import Service, running_service
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
+from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.settings import Settings
 from benchmarking import scaling
 from benchmarking.chart import write_chart

@@ -18,7 +18,7 @@ import redis.asyncio
 import uvloop
 from aiohttp import hdrs, web
 
-from atomic_balance.messages import BalanceUpdate, Error, UpdatedBalance
+from atomic_balance.http.messages import BalanceUpdate, Error, UpdatedBalance
 
 POSTGRES_CONNECTIONS = 16
 REDIS_CONNECTIONS = 256

@@ -10,7 +10,7 @@ import psutil
 import psycopg
 import redis
 
-from atomic_balance.migrations import migrate
+from atomic_balance.postgres.migrations import migrate
 from benchmarking.loads import USERS
 from benchmarking.processes import polling, running
 

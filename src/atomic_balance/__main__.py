@@ -13,15 +13,18 @@ from typing import Any
 import msgspec
 import psycopg
 
-from atomic_balance.authorization import Tokens
-from atomic_balance.connections import EncodingError, UnreachableError, connection_pool
-from atomic_balance.counting import shared_numbers
-from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
-from atomic_balance.logs import set_up_logs
-from atomic_balance.messages import Balance, UserId
-from atomic_balance.metrics import Metrics
-from atomic_balance.migrations import migrate
-from atomic_balance.serving import (
+from atomic_balance.http.authorization import Tokens
+from atomic_balance.http.messages import Balance, UserId
+from atomic_balance.observe.counting import shared_numbers
+from atomic_balance.observe.logs import set_up_logs
+from atomic_balance.observe.metrics import Metrics
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.connections import connection_pool
+from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
+from atomic_balance.postgres.failures import EncodingError, UnreachableError
+from atomic_balance.postgres.migrations import migrate
+from atomic_balance.postgres.verify import DIFFERENCES_MAX, progress_bar, verify
+from atomic_balance.serve.serving import (
     BrokenError,
     StartError,
     check_schema,
@@ -31,10 +34,8 @@ from atomic_balance.serving import (
     serve,
     stop_on_signals,
 )
+from atomic_balance.serve.workers import serve_with_workers
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
-from atomic_balance.store import Store
-from atomic_balance.verify import DIFFERENCES_MAX, progress_bar, verify
-from atomic_balance.workers import serve_with_workers
 
 log = logging.getLogger("atomic_balance")
 
@@ -142,7 +143,7 @@ def _verify(settings: Settings) -> int:
 
 async def _open_account(settings: Settings, user_id: int, balance: int) -> None:
     async with connection_pool(settings) as pool:
-        found = await Store(pool, settings).open_account(user_id, balance, minimum_balance=0)
+        found = await Accounts(pool, settings).open_account(user_id, balance, minimum_balance=0)
     print(f"user {user_id} {'opened' if found.opened else 'exists already'}, balance {found.account.balance}")
 
 

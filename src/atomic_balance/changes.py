@@ -8,6 +8,15 @@ BALANCE_LIMIT = 2**53 - 1
 """The largest balance, amount and user id: what every JSON client can hold exactly."""
 
 
+class Account(Struct, frozen=True, gc=False, rename="camel"):
+    """An account as it is now; `version` is how many changes it has had. It is answered as it is here."""
+
+    user_id: int
+    balance: int
+    minimum_balance: int
+    version: int
+
+
 class Change(Struct, frozen=True, gc=False):
     """One requested update of an account.
 

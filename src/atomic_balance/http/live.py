@@ -9,17 +9,17 @@ from aiohttp import hdrs, web
 from msgspec import Struct, json
 
 from atomic_balance.changes import Refusal
-from atomic_balance.counting import Numbers
-from atomic_balance.errors import ApiError
-from atomic_balance.handlers import DRAINING, METRICS, PAGE_HEADERS
-from atomic_balance.metrics import Metrics
+from atomic_balance.http.errors import ApiError
+from atomic_balance.http.handlers import DRAINING, METRICS, PAGE_HEADERS
+from atomic_balance.observe.counting import Numbers
+from atomic_balance.observe.metrics import Metrics
 
 log = logging.getLogger("atomic_balance")
 
 PUBLISHER: "web.AppKey[Publisher]" = web.AppKey("publisher")
 FOLLOWERS_MAX = 1_000
 
-_PAGE = resources.files("atomic_balance.pages").joinpath("live.html").read_bytes()
+_PAGE = resources.files("atomic_balance.http.pages").joinpath("live.html").read_bytes()
 _PERIOD_SECONDS = 1.0
 
 

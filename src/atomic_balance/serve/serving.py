@@ -17,14 +17,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 import uvloop
 from aiohttp import web
 
-from atomic_balance.app import make_app
-from atomic_balance.authorization import Tokens
-from atomic_balance.bodies import CONNECTION_BYTES
-from atomic_balance.connections import connection_pool
-from atomic_balance.handlers import DRAINING, GROUP_COMMIT
-from atomic_balance.metrics import Metrics
+from atomic_balance.http.app import make_app
+from atomic_balance.http.authorization import Tokens
+from atomic_balance.http.bodies import CONNECTION_BYTES
+from atomic_balance.http.handlers import DRAINING, GROUP_COMMIT
+from atomic_balance.observe.metrics import Metrics
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.connections import connection_pool
 from atomic_balance.settings import Settings, WrongSettingError, with_new_tokens
-from atomic_balance.store import Store
 
 log = logging.getLogger("atomic_balance")
 
@@ -52,7 +52,7 @@ def run(work: Coroutine[object, object, None]) -> None:
 async def check_schema(settings: Settings) -> None:
     """Raise StartError where the schema is behind, UnreachableError where the database does not answer."""
     async with connection_pool(settings) as pool:
-        missing = await Store(pool, settings).missing_migrations()
+        missing = await Accounts(pool, settings).missing_migrations()
     if missing:
         names = ", ".join(missing)
         raise StartError(f"the schema is behind, without {names}: run python -m atomic_balance migrate")

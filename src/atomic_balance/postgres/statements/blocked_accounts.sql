@@ -1,4 +1,4 @@
--- Which of these accounts have their row held by a transaction that has not ended, as the row's header tells (xmax).
+-- Which of these accounts have their row locked by a transaction that has not ended, as the row's header tells (xmax).
 -- $1 user_ids.
 -- xmax has 32 bits of a transaction's number: it is made whole by the number that comes next. What seems to lie ahead of that has just
 -- begun. A row that several transactions share may be missed, or named too often: its xmax is no transaction's number.

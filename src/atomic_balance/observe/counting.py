@@ -9,12 +9,12 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from atomic_balance.changes import Applied, Outcome, Refusal, Undecided
-from atomic_balance.store import State
+from atomic_balance.postgres.failures import Failure
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CHANGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 OUTCOMES = ("applied", *Refusal, *Undecided)
-FAILURES = tuple(State)
+FAILURES = tuple(Failure)
 GAUGES = {
     "waiting_changes": "Changes that wait for their answer",
     "pool_connections": "Connections of the pool for reads",
@@ -91,7 +91,7 @@ class Numbers:
         """Count `count` log lines that could not be written."""
         self._dropped_log_lines[0] += count
 
-    def count_failure(self, state: State) -> None:
+    def count_failure(self, state: Failure) -> None:
         """Count a statement that failed."""
         self._failures[_FAILURE_CELL[state]] += 1
 

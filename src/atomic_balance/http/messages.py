@@ -161,15 +161,6 @@ class UpdateResults(Answer, frozen=True):
     results: list[UpdateResult]
 
 
-class Account(Answer, frozen=True):
-    """An account as it is now; `version` is how many changes it has had."""
-
-    user_id: int
-    balance: int
-    minimum_balance: int
-    version: int
-
-
 class JournalEntry(Answer, frozen=True):
     """An applied change: `balance` is the one right after it. A key that the service made is not shown."""
 

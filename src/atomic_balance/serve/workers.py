@@ -16,10 +16,10 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
-from atomic_balance.authorization import Tokens
-from atomic_balance.counting import Numbers, shared_numbers
-from atomic_balance.metrics import Metrics
-from atomic_balance.serving import (
+from atomic_balance.http.authorization import Tokens
+from atomic_balance.observe.counting import Numbers, shared_numbers
+from atomic_balance.observe.metrics import Metrics
+from atomic_balance.serve.serving import (
     BACKLOG,
     STOPPING,
     run,

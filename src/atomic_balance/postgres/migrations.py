@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import yoyo
 
-from atomic_balance.connections import check_encoding
+from atomic_balance.postgres.connections import check_encoding
 
 _LOCK = 0x61746F6D6963  # "atomic", in ASCII: held while this database is being migrated
 _POLL_SECONDS = 0.1
@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.1
 
 def migrations_dir() -> Path:
     """The folder of the migrations: inside an installed package, `sql/` of a checkout. Raises FileNotFoundError."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "sql", package.parents[1] / "sql"):
         if any(folder.glob("*.sql")):
             return folder

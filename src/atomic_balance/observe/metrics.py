@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from atomic_balance.counting import GAUGES, Distribution, Numbers
-from atomic_balance.log_writer import dropped_lines
+from atomic_balance.observe.counting import GAUGES, Distribution, Numbers
+from atomic_balance.observe.log_writer import dropped_lines
 
 
 class Metrics(Collector):

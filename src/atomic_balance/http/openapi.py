@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from atomic_balance.endpoints import ENDPOINTS, Endpoint
-from atomic_balance.errors import PROBLEMS, problem_type
-from atomic_balance.messages import Error, IdempotencyKey, ProblemDetails
+from atomic_balance.http.endpoints import ENDPOINTS, Endpoint
+from atomic_balance.http.errors import PROBLEMS, problem_type
+from atomic_balance.http.messages import Error, IdempotencyKey, ProblemDetails
 
 _DESCRIPTION = (
     'A balance per user that is never wrong. An error is `{"error": ...}`, or problem details (RFC 9457) for those who '

@@ -6,7 +6,7 @@ import hmac
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from atomic_balance.errors import ApiError
+from atomic_balance.http.errors import ApiError
 from atomic_balance.settings import Settings
 
 OPEN_PATHS = ("/healthz", "/readyz")

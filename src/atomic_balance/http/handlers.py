@@ -11,13 +11,12 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from atomic_balance.bodies import Bodies
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
-from atomic_balance.errors import PROBLEMS, ApiError, error_response
+from atomic_balance.commit.group_commit import GroupCommit
 from atomic_balance.expectations import expected, explain
-from atomic_balance.group_commit import GroupCommit
-from atomic_balance.messages import (
-    Account,
+from atomic_balance.http.bodies import Bodies
+from atomic_balance.http.errors import PROBLEMS, ApiError, error_response
+from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
     AccountPath,
@@ -34,11 +33,10 @@ from atomic_balance.messages import (
     UpdateResult,
     UpdateResults,
 )
-from atomic_balance.messages import Readiness as ReadinessAnswer
-from atomic_balance.metrics import Metrics
-from atomic_balance.readiness import Readiness
-from atomic_balance.store import Account as StoredAccount
-from atomic_balance.store import Store
+from atomic_balance.http.messages import Readiness as ReadinessAnswer
+from atomic_balance.http.readiness import Readiness
+from atomic_balance.observe.metrics import Metrics
+from atomic_balance.postgres.accounts import Accounts
 
 log = logging.getLogger("atomic_balance")
 
@@ -48,7 +46,7 @@ GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 READINESS = web.AppKey("readiness", Readiness)
-STORE = web.AppKey("store", Store)
+ACCOUNTS = web.AppKey("store", Accounts)
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
@@ -71,7 +69,7 @@ _decode_updates = msgspec.json.Decoder(BalanceUpdates)
 _decode_opening = msgspec.json.Decoder(AccountOpening)
 _decode_patch = msgspec.json.Decoder(AccountPatch)
 _encode = msgspec.json.Encoder().encode
-_DOCS_PAGE = resources.files("atomic_balance.pages").joinpath("docs.html").read_bytes()
+_DOCS_PAGE = resources.files("atomic_balance.http.pages").joinpath("docs.html").read_bytes()
 
 
 async def update_balance(request: web.Request) -> web.Response:
@@ -113,32 +111,32 @@ async def open_account(request: web.Request) -> web.Response:
     """PUT /api/users/{userId}: open an account; asked again with the same values, it is the same."""
     user_id = _parameters(AccountPath, request.match_info).user_id
     asked = await _body(request, _decode_opening)
-    found = await request.app[STORE].open_account(user_id, asked.balance, asked.minimum_balance)
+    found = await request.app[ACCOUNTS].open_account(user_id, asked.balance, asked.minimum_balance)
     if (found.opening_balance, found.opening_minimum_balance) != (asked.balance, asked.minimum_balance):
         raise ApiError("account_exists")
-    return _answer(_account(user_id, found.account), status=201 if found.opened else 200)
+    return _answer(found.account, status=201 if found.opened else 200)
 
 
 async def change_account(request: web.Request) -> web.Response:
     """PATCH /api/users/{userId}: set the minimum balance."""
     user_id = _parameters(AccountPath, request.match_info).user_id
     asked = await _body(request, _decode_patch)
-    found = await request.app[STORE].set_minimum_balance(user_id, asked.minimum_balance)
+    found = await request.app[ACCOUNTS].set_minimum_balance(user_id, asked.minimum_balance)
     if found is None:
         raise ApiError("user_not_found")
     account, changed = found
     if not changed:
         raise ApiError("balance_below_minimum")
-    return _answer(_account(user_id, account))
+    return _answer(account)
 
 
 async def read_account(request: web.Request) -> web.Response:
     """GET /api/users/{userId}: the account now."""
     user_id = _parameters(AccountPath, request.match_info).user_id
-    account = await request.app[STORE].account(user_id)
+    account = await request.app[ACCOUNTS].account(user_id)
     if account is None:
         raise ApiError("user_not_found")
-    return _answer(_account(user_id, account))
+    return _answer(account)
 
 
 async def read_changes(request: web.Request) -> web.Response:
@@ -147,7 +145,7 @@ async def read_changes(request: web.Request) -> web.Response:
     if len(set(request.query)) < len(request.query):
         raise ApiError("invalid_request", "query: expected each parameter at most once")
     page = _parameters(PageQuery, request.query)
-    store = request.app[STORE]
+    store = request.app[ACCOUNTS]
     rows = await store.changes(user_id, page.before, page.limit + 1)
     if not rows and await store.account(user_id) is None:
         raise ApiError("user_not_found")
@@ -171,7 +169,7 @@ async def read_changes(request: web.Request) -> web.Response:
 async def read_change(request: web.Request) -> web.Response:
     """GET /api/users/{userId}/changes/{key}: the outcome bound to an idempotency key."""
     path = _parameters(ChangePath, request.match_info)
-    row = await request.app[STORE].change(path.user_id, path.key)
+    row = await request.app[ACCOUNTS].change(path.user_id, path.key)
     if row is None:
         raise ApiError("key_not_found")
     bound = BoundOutcome(200, path.user_id, path.key, row.amount, row.reference, row.created_at)
@@ -255,10 +253,6 @@ def _result(change: Change, outcome: Outcome) -> UpdateResult:
         return UpdateResult(problem.status, error=problem.text, replayed=outcome.replayed)
     problem = PROBLEMS[outcome]
     return UpdateResult(problem.status, error=problem.text)
-
-
-def _account(user_id: int, account: StoredAccount) -> Account:
-    return Account(user_id, account.balance, account.minimum_balance, account.version)
 
 
 def _answer(body: msgspec.Struct, status: int = 200) -> web.Response:

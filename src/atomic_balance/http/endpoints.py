@@ -6,9 +6,9 @@ from typing import Any
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from atomic_balance import handlers, live
-from atomic_balance.messages import (
-    Account,
+from atomic_balance.changes import Account
+from atomic_balance.http import handlers, live
+from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
     AccountPath,

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from atomic_balance.postgres.failures import EncodingError, UnreachableError
 from atomic_balance.settings import Settings
 
 FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -14,14 +15,6 @@ FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, 
 
 ENCODING = "UTF8"
 """The one that a database must have: it alone can hold whatever text a caller sends."""
-
-
-class UnreachableError(Exception):
-    """PostgreSQL did not answer in time, or could not do what was asked for now. Its text, if any, may be shown."""
-
-
-class EncodingError(Exception):
-    """The database has another encoding than `ENCODING`; the text says so."""
 
 
 async def open_connection(settings: Settings) -> asyncpg.Connection:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from atomic_balance.changes import BALANCE_LIMIT, Refusal
-from atomic_balance.store import VERIFY_ACCOUNTS, VERIFY_CHANGES
+from atomic_balance.postgres.statements import VERIFY_ACCOUNTS, VERIFY_CHANGES
 
 DIFFERENCES_MAX = 10
 _ROWS_PER_FETCH = 10_000

@@ -15,20 +15,20 @@ from enum import Enum, auto
 from msgspec import Struct, structs
 
 from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
-from atomic_balance.connections import UnreachableError
-from atomic_balance.counting import Numbers
-from atomic_balance.logs import REQUEST_ID
-from atomic_balance.planning import refusal
-from atomic_balance.store import Answers, Judged, Recorded, Refusing, Session, State, StatementError
-from atomic_balance.waiting import Batch, WaitingAccount, WaitingChange, WaitingRoom
+from atomic_balance.commit.planning import refusal
+from atomic_balance.commit.waiting import Backlog, Batch, WaitingAccount, WaitingChange
+from atomic_balance.observe.counting import Numbers
+from atomic_balance.observe.logs import REQUEST_ID
+from atomic_balance.postgres.failures import Failure, StatementError, UnreachableError
+from atomic_balance.postgres.session import AccountResult, Answers, Recorded, RefusalRecord, Session
 
 log = logging.getLogger("atomic_balance")
 
-_EXPIRE_SECONDS = 0.05
-_RECONNECT_SECONDS = 0.05
-_RECONNECT_SECONDS_MAX = 0.5
-_CONTENTION_SECONDS = 1.0
-_BRIEF = 0.1
+_EXPIRE_SECONDS = 0.05  # how much later than its deadline a change may be answered
+_RECONNECT_SECONDS = 0.05  # a server that restarts is back within a tenth of a second or so
+_RECONNECT_SECONDS_MAX = 0.5  # one that stays away is not pressed, and found within half a second
+_CONTENTION_SECONDS = 1.0  # a transaction that was met may hold other rows too; most have ended after a second
+_BRIEF = 0.1  # of LOCK_SECONDS: longer than the commit of another service's batch takes, and no wait that is felt
 
 
 class Limits(Struct, frozen=True):
@@ -76,7 +76,7 @@ class GroupCommit:
         self._limits = limits
         self._numbers = numbers
         self._on_failure = on_failure
-        self._room = WaitingRoom()
+        self._backlog = Backlog()
         self._next_number = 0
         self._key_prefix = f" {secrets.token_hex(16)}-"  # a space first: no caller's key can hold one
         self._contended_at = float("-inf")
@@ -93,39 +93,39 @@ class GroupCommit:
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
         key = change.idempotency_key
-        first = self._room.keyed(change.user_id, key) if key is not None else None
+        first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
             if not is_same(first.change, change):
-                self._tell(future, Undecided.KEY_REUSED)
+                self._resolve(future, Undecided.KEY_REUSED)
             elif len(first.duplicates) < self._limits.waiting_changes_per_account:
                 first.duplicates.append(future)
             else:
-                self._tell(future, Undecided.TURNED_AWAY)
+                self._resolve(future, Undecided.TURNED_AWAY)
             return future
-        account = self._room.account(change.user_id)
+        account = self._backlog.account(change.user_id)
         if (
             self.full
             or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account)
             or self.failure is not None
         ):
-            self._tell(future, Undecided.TURNED_AWAY)
+            self._resolve(future, Undecided.TURNED_AWAY)
             return future
         number = self._next_number
         self._next_number += 1
         deadline = self._loop.time() + self._limits.deadline_seconds
         key = key or f"{self._key_prefix}{number:012x}"
-        self._room.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
+        self._backlog.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
         return future
 
     @property
     def waiting_count(self) -> int:
         """How many changes wait for their answer."""
-        return self._room.count
+        return self._backlog.count
 
     @property
     def full(self) -> bool:
         """Whether there is no place for a further change."""
-        return self._room.count >= self._limits.waiting_changes
+        return self._backlog.count >= self._limits.waiting_changes
 
     @property
     def failing_seconds(self) -> float:
@@ -142,7 +142,7 @@ class GroupCommit:
             work = tasks.create_task(self._work())
             try:
                 yield self
-                while not (self._room.empty or self.failure):  # noqa: ASYNC110 - by the deadline all is answered
+                while not (self._backlog.empty or self.failure):  # noqa: ASYNC110 - by the deadline all is answered
                     await asyncio.sleep(_EXPIRE_SECONDS)
             finally:
                 work.cancel()
@@ -150,30 +150,30 @@ class GroupCommit:
     async def _work(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._lane(self._carry_ready, self._room.ready_wake))
+                tasks.create_task(self._lane(self._send_ready, self._backlog.ready_wake))
                 for _ in range(1, self._limits.lanes):
-                    tasks.create_task(self._lane(self._carry_suspects, self._room.suspects_wake))
+                    tasks.create_task(self._lane(self._send_suspects, self._backlog.suspects_wake))
                 tasks.create_task(self._expire())
-        except* Exception as failure:
-            log.critical("changes can't be carried any more", exc_info=failure)
-            self._give_up(failure)
+        except* Exception as fault:
+            log.critical("changes can't be carried any more", exc_info=fault)
+            self._give_up(fault)
 
-    def _give_up(self, failure: BaseException) -> None:
+    def _give_up(self, fault: BaseException) -> None:
         """Answer everything: after a fault of our own nobody will carry it."""
-        self.failure = failure
-        for waiting in self._room.unanswered():
+        self.failure = fault
+        for waiting in self._backlog.unanswered():
             undecided = waiting.unknown or waiting.in_flight
             self._answer(waiting, Undecided.UNKNOWN if undecided else Undecided.TURNED_AWAY)
         self._on_failure()
 
-    async def _lane(self, carry: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
+    async def _lane(self, send: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
         session: Session | None = None
         try:
             while True:
                 if session is None or session.closed:
                     session = await self._connected()
                 wake.clear()
-                turn = await carry(session)
+                turn = await send(session)
                 if turn is _Turn.IDLE:
                     await wake.wait()
                 elif turn is _Turn.LOST:
@@ -190,83 +190,83 @@ class GroupCommit:
                 return await self._connect()
             except UnreachableError as error:
                 log.warning("the database can't be reached: %r", error.__cause__)
-                if self._room.count:
+                if self._backlog.count:
                     self._note_failing()
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
 
-    async def _carry_ready(self, session: Session) -> _Turn:
+    async def _send_ready(self, session: Session) -> _Turn:
         limits = self._limits
-        batch = self._room.take_ready(limits.changes_per_statement, limits.accounts_per_statement, self._next_number)
+        batch = self._backlog.take_ready(limits.changes_per_statement, limits.accounts_per_statement, self._next_number)
         if batch is None:
             return _Turn.IDLE
-        # While rows are held, whoever meets one must not keep the others for long.
+        # While rows are locked, whoever meets one must not keep the others for long.
         contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
-        return await self._carry(session, batch, limits.lock_seconds * (_BRIEF if contended else 1))
+        return await self._send(session, batch, limits.lock_seconds * (_BRIEF if contended else 1))
 
-    async def _carry_suspects(self, session: Session) -> _Turn:
+    async def _send_suspects(self, session: Session) -> _Turn:
         """Carry those suspects together whose rows are free; if none is, the first by itself, waiting for its row.
 
         That one sends a single change: a statement that may wait in vain is to be a small one.
         """
-        suspects = self._room.take_suspects(self._limits.accounts_per_statement)
+        suspects = self._backlog.take_suspects(self._limits.accounts_per_statement)
         if not suspects:
             return _Turn.IDLE
-        held: Set[int] | None = set()
+        blocked: Set[int] | None = frozenset()
         if len(suspects) > 1 and not suspects[0].next_goes_alone():
-            held = await self._held(session, suspects)
-        if held is None:
-            self._room.put_back(suspects)
+            blocked = await self._blocked(session, suspects)
+        if blocked is None:
+            self._backlog.put_back(suspects)
             return _Turn.LOST
-        free = [one for one in suspects if one.user_id not in held and not one.next_goes_alone()]
+        free = [one for one in suspects if one.user_id not in blocked and not one.next_goes_alone()]
         if len(suspects) == 1 or suspects[0].next_goes_alone() or not free:
             tried, seconds, changes_max = suspects[:1], self._limits.lock_seconds, 1
         else:
             tried, seconds, changes_max = free, self._limits.lock_seconds * _BRIEF, self._limits.changes_per_statement
         batch = Batch([], self._next_number)
         for account in tried:
-            portion = account.portion(changes_max)
-            changes_max -= len(portion)
-            if portion:
-                batch.parts.append((account, portion))
+            part = account.next_changes(changes_max)
+            changes_max -= len(part)
+            if part:
+                batch.parts.append((account, part))
         carried = {account.user_id for account in batch.accounts()}
-        self._room.put_back(one for one in suspects if one.user_id not in carried)
-        return await self._carry(session, batch, seconds) if carried else _Turn.DONE
+        self._backlog.put_back(one for one in suspects if one.user_id not in carried)
+        return await self._send(session, batch, seconds) if carried else _Turn.DONE
 
-    async def _held(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
-        """The user ids of those whose rows are held by a transaction that has not ended; None: the session is lost."""
+    async def _blocked(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
+        """The user ids of those whose rows another transaction has locked; None: the session is lost."""
         try:
-            return await session.held_accounts([account.user_id for account in accounts])
+            return await session.blocked_accounts([account.user_id for account in accounts])
         except StatementError as error:
-            self._note(error, "asking which rows are held")
-            return None if error.state in _LOST else frozenset()
+            self._report(error, "asking which rows are locked")
+            return None if error.failure in _LOST else frozenset()
 
-    async def _carry(self, session: Session, batch: Batch, lock_seconds: float) -> _Turn:
+    async def _send(self, session: Session, batch: Batch, lock_seconds: float) -> _Turn:
         """Send a batch, settle it, and put its accounts where they belong then."""
-        state = await self._attempt(session, batch, lock_seconds)
+        failure = await self._apply(session, batch, lock_seconds)
         contended: Set[int] = frozenset()
-        if state is State.CONTENDED:
+        if failure is Failure.CONTENDED:
             self._contended_at = self._loop.time()
             if len(batch.parts) == 1:
                 contended = {batch.parts[0][0].user_id}
             else:
-                held = await self._held(session, batch.accounts())
-                if held is None:
-                    state = State.UNKNOWN
-                elif held:
-                    contended = held
+                blocked = await self._blocked(session, batch.accounts())
+                if blocked is None:
+                    failure = Failure.UNKNOWN
+                elif blocked:
+                    contended = blocked
                 else:
-                    return await self._carry_halves(session, batch)
+                    return await self._send_halves(session, batch)
         self._release(batch, contended)
-        return _Turn.LOST if state in _LOST else _Turn.DONE
+        return _Turn.LOST if failure in _LOST else _Turn.DONE
 
-    async def _carry_halves(self, session: Session, batch: Batch) -> _Turn:
+    async def _send_halves(self, session: Session, batch: Batch) -> _Turn:
         """Find the account that is in the way though its row does not say so: half of them are carried without it."""
         seconds = self._limits.lock_seconds * _BRIEF
         first, second = batch.halves()
-        turn = await self._carry(session, first, seconds)
+        turn = await self._send(session, first, seconds)
         if turn is not _Turn.LOST:
-            return await self._carry(session, second, seconds)
+            return await self._send(session, second, seconds)
         self._release(second, frozenset())
         return turn
 
@@ -276,9 +276,9 @@ class GroupCommit:
         for account in batch.accounts():
             for waiting in account.overdue(now + self._limits.landing_seconds):
                 self._answer_overdue(waiting, now)
-            self._room.release(account, account.user_id in contended)
+            self._backlog.release(account, account.user_id in contended)
 
-    async def _attempt(self, session: Session, batch: Batch, lock_seconds: float) -> State | None:
+    async def _apply(self, session: Session, batch: Batch, lock_seconds: float) -> Failure | None:
         """Send a batch, and answer what that decides; gives what a failure left behind, None if there was none."""
         changes = batch.changes()
         began = self._loop.time()
@@ -291,7 +291,7 @@ class GroupCommit:
                 lock_seconds,
             )
         except StatementError as error:
-            return self._failed(changes, error)
+            return self._settle_failure(changes, error)
         _set_in_flight(changes, False)
         self._failing_since = None
         self._numbers.statement_changes.observe(len(changes))
@@ -300,30 +300,30 @@ class GroupCommit:
         return await self._record_refusals(session, refused, lock_seconds) if refused else None
 
     async def _record_refusals(
-        self, session: Session, refused: list[tuple[WaitingChange, Refusing]], lock_seconds: float
-    ) -> State | None:
+        self, session: Session, refused: list[tuple[WaitingChange, RefusalRecord]], lock_seconds: float
+    ) -> Failure | None:
         """Bind refusals to their keys, and only then answer them; gives what a failure left behind."""
         changes = [waiting for waiting, _ in refused]
         _set_in_flight(changes, True)
         try:
-            bound = await session.record_refusals([refusing for _, refusing in refused], lock_seconds)
+            bound = await session.record_refusals([record for _, record in refused], lock_seconds)
         except StatementError as error:
-            return self._failed(changes, error)
+            return self._settle_failure(changes, error)
         _set_in_flight(changes, False)
-        for waiting, refusing in refused:
+        for waiting, record in refused:
             if (waiting.change.user_id, waiting.key) in bound:
-                self._answer(waiting, Refused(refusing.refusal))
+                self._answer(waiting, Refused(record.refusal))
         return None
 
-    def _failed(self, changes: list[WaitingChange], error: StatementError) -> State:
+    def _settle_failure(self, changes: list[WaitingChange], error: StatementError) -> Failure:
         """What follows for the changes of a statement that failed; they are still first in their accounts, in order."""
         _set_in_flight(changes, False)
-        self._note(error, f"a statement with {len(changes)} changes")
-        match error.state:
-            case State.UNKNOWN:
+        self._report(error, f"a statement with {len(changes)} changes")
+        match error.failure:
+            case Failure.UNKNOWN:
                 for waiting in changes:
                     waiting.unknown = waiting.repeatable = True
-            case State.REJECTED if len(changes) == 1:
+            case Failure.REJECTED if len(changes) == 1:
                 (waiting,) = changes
                 log.error(
                     "a change of user %d failed: %r",
@@ -332,18 +332,18 @@ class GroupCommit:
                     extra={"request_id": waiting.request_id},
                 )
                 self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
-            case State.REJECTED:
+            case Failure.REJECTED:
                 for waiting in changes:
                     waiting.alone = True
-            case State.CONTENDED | State.KEY_TAKEN | State.CANNOT_WRITE:
+            case Failure.CONTENDED | Failure.KEY_TAKEN | Failure.CANNOT_WRITE:
                 pass  # rolled back, and through no fault of theirs: they are sent again as they are
-        return error.state
+        return error.failure
 
-    def _note(self, error: StatementError, what: str) -> None:
-        self._numbers.count_failure(error.state)
-        level = logging.DEBUG if error.state in (State.KEY_TAKEN, State.CONTENDED) else logging.WARNING
+    def _report(self, error: StatementError, what: str) -> None:
+        self._numbers.count_failure(error.failure)
+        level = logging.DEBUG if error.failure in (Failure.KEY_TAKEN, Failure.CONTENDED) else logging.WARNING
         log.log(level, "%s: %s, %r", what, error, error.__cause__)
-        if error.state in _LOST:
+        if error.failure in _LOST:
             self._note_failing()
 
     def _note_failing(self) -> None:
@@ -353,46 +353,46 @@ class GroupCommit:
 
     def _settle(
         self, batch: Batch, sent: list[WaitingChange], answers: Answers
-    ) -> list[tuple[WaitingChange, Refusing]]:
+    ) -> list[tuple[WaitingChange, RefusalRecord]]:
         """Answer what the statement decided; gives the refusals that must be recorded before they are answered."""
         for index, recorded in answers.recorded.items():
             self._answer(sent[index], _of_recorded(sent[index], recorded))
-        to_record: list[tuple[WaitingChange, Refusing]] = []
+        to_record: list[tuple[WaitingChange, RefusalRecord]] = []
         first = 0
         for account, part in batch.parts:
             fresh = part
             if answers.recorded:
                 fresh = [waiting for index, waiting in enumerate(part, first) if index not in answers.recorded]
             first += len(part)
-            judged = answers.judged.get(account.user_id)
-            if judged is not None:
-                to_record += self._settle_account(account, fresh, judged, batch.arrived_before)
+            result = answers.accounts.get(account.user_id)
+            if result is not None:
+                to_record += self._settle_account(account, fresh, result, batch.arrived_before)
             elif fresh:
                 for waiting in account.arrived_before(batch.arrived_before):
                     self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NO_SUCH_USER)
         return to_record
 
     def _settle_account(
-        self, account: WaitingAccount, sent: list[WaitingChange], judged: Judged, arrived_before: int
-    ) -> list[tuple[WaitingChange, Refusing]]:
+        self, account: WaitingAccount, sent: list[WaitingChange], result: AccountResult, arrived_before: int
+    ) -> list[tuple[WaitingChange, RefusalRecord]]:
         """Answer an account's changes that were applied, or that the statement's balance by itself can't cover.
 
         What was waiting when the statement was sent is judged with what was sent, or it could wait for ever. Gives the
         refusals to be recorded first: of those that may be repeated.
         """
-        balance = judged.balance
-        if judged.applied:
+        balance = result.balance
+        if result.applied:
             for waiting in sent:
                 balance += waiting.change.amount
                 self._answer(waiting, Applied(balance))
-        account.balance, account.minimum_balance = balance, judged.minimum_balance
-        to_record: list[tuple[WaitingChange, Refusing]] = []
+        account.balance, account.minimum_balance = balance, result.minimum_balance
+        to_record: list[tuple[WaitingChange, RefusalRecord]] = []
         for waiting in account.arrived_before(arrived_before):
-            reason = refusal(waiting.change.amount, balance, judged.minimum_balance)
+            reason = refusal(waiting.change.amount, balance, result.minimum_balance)
             if reason is None:
                 continue
             if waiting.repeatable:
-                to_record.append((waiting, Refusing(waiting.change, waiting.key, balance, reason)))
+                to_record.append((waiting, RefusalRecord(waiting.change, waiting.key, balance, reason)))
             else:
                 self._answer(waiting, Refused(reason))
         return to_record
@@ -400,16 +400,16 @@ class GroupCommit:
     def _answer(self, waiting: WaitingChange, outcome: Outcome) -> None:
         if waiting.answered:
             return
-        self._room.answer(waiting)
-        self._tell(waiting.future, outcome)
+        self._backlog.answer(waiting)
+        self._resolve(waiting.future, outcome)
         accepted = waiting.deadline - self._limits.deadline_seconds
         self._numbers.change_seconds.observe(self._loop.time() - accepted)
         if waiting.duplicates:
             again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
             for duplicate in waiting.duplicates:
-                self._tell(duplicate, again)
+                self._resolve(duplicate, again)
 
-    def _tell(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    def _resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is
             future.set_result(outcome)
         self._numbers.count(outcome)
@@ -419,11 +419,11 @@ class GroupCommit:
         while True:
             await asyncio.sleep(_EXPIRE_SECONDS)
             now = self._loop.time()
-            due = self._room.due(now + self._limits.landing_seconds)
+            due = self._backlog.due(now + self._limits.landing_seconds)
             for waiting in due:
                 self._answer_overdue(waiting, now)
             for user_id in {waiting.change.user_id for waiting in due}:
-                self._room.tidy(user_id)
+                self._backlog.tidy(user_id)
 
     def _answer_overdue(self, waiting: WaitingChange, now: float) -> None:
         """Give a change up, a little before its deadline if it is not in flight.
@@ -436,7 +436,7 @@ class GroupCommit:
             self._answer(waiting, Undecided.UNKNOWN)
 
 
-_LOST = (State.UNKNOWN, State.CANNOT_WRITE)
+_LOST = (Failure.UNKNOWN, Failure.CANNOT_WRITE)
 """After these a lane connects anew."""
 
 
@@ -446,7 +446,7 @@ def _set_in_flight(changes: Iterable[WaitingChange], in_flight: bool) -> None:
 
 
 def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
-    """The outcome of a change that the journal held when it was sent."""
+    """The outcome of a change that the journal blocked when it was sent."""
     if recorded.amount != waiting.change.amount or recorded.reference != waiting.change.reference:
         return Undecided.KEY_REUSED
     replayed = not waiting.unknown

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from aiohttp import web
 from msgspec import json
 
-from atomic_balance.messages import Error, ProblemDetails
+from atomic_balance.http.messages import Error, ProblemDetails
 
 
 class Problem(NamedTuple):

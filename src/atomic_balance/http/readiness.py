@@ -3,9 +3,9 @@
 import asyncio
 from typing import NamedTuple
 
-from atomic_balance.connections import UnreachableError
-from atomic_balance.group_commit import GroupCommit
-from atomic_balance.store import Store
+from atomic_balance.commit.group_commit import GroupCommit
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.failures import UnreachableError
 
 _PROBE_SECONDS = 1.0
 """The longest that the database is waited for: those who ask for readiness don't wait longer."""
@@ -26,7 +26,7 @@ class Readiness:
     """
 
     def __init__(
-        self, store: Store, group_commit: GroupCommit, stopping: asyncio.Event, deadline_seconds: float
+        self, store: Accounts, group_commit: GroupCommit, stopping: asyncio.Event, deadline_seconds: float
     ) -> None:
         self._store = store
         self._group_commit = group_commit

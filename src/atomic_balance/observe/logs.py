@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from msgspec import json
 
-from atomic_balance.log_writer import LogWriter
+from atomic_balance.observe.log_writer import LogWriter
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled, on every line that is written meanwhile.

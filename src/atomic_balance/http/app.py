@@ -12,21 +12,23 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import json
 
-from atomic_balance import handlers, live
-from atomic_balance.authorization import OPEN_PATHS, Tokens, answer_if_allowed
-from atomic_balance.bodies import Bodies
-from atomic_balance.connections import UnreachableError, connection_pool
-from atomic_balance.counting import shared_numbers
-from atomic_balance.endpoints import ENDPOINTS
-from atomic_balance.errors import ApiError, error_response, of_http_exception
-from atomic_balance.group_commit import GroupCommit, Limits
-from atomic_balance.hosts import host_check
-from atomic_balance.logs import REQUEST_ID
-from atomic_balance.metrics import Metrics
-from atomic_balance.openapi import document
-from atomic_balance.readiness import Readiness
+from atomic_balance.commit.group_commit import GroupCommit, Limits
+from atomic_balance.http import handlers, live
+from atomic_balance.http.authorization import OPEN_PATHS, Tokens, answer_if_allowed
+from atomic_balance.http.bodies import Bodies
+from atomic_balance.http.endpoints import ENDPOINTS
+from atomic_balance.http.errors import ApiError, error_response, of_http_exception
+from atomic_balance.http.hosts import host_check
+from atomic_balance.http.openapi import document
+from atomic_balance.http.readiness import Readiness
+from atomic_balance.observe.counting import shared_numbers
+from atomic_balance.observe.logs import REQUEST_ID
+from atomic_balance.observe.metrics import Metrics
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.connections import connection_pool
+from atomic_balance.postgres.failures import UnreachableError
+from atomic_balance.postgres.session import connect
 from atomic_balance.settings import Settings
-from atomic_balance.store import Store, connect
 
 log = logging.getLogger("atomic_balance")
 
@@ -70,7 +72,7 @@ def make_app(
 
     async def store(app: web.Application) -> AsyncIterator[None]:
         async with connection_pool(settings) as pool:
-            app[handlers.STORE] = Store(pool, settings)
+            app[handlers.ACCOUNTS] = Accounts(pool, settings)
             metrics.gauges["pool_connections"] = pool.get_size
             metrics.gauges["pool_idle_connections"] = pool.get_idle_size
             yield
@@ -80,7 +82,7 @@ def make_app(
         async with group_commit.running() as committer:
             metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
             app[handlers.GROUP_COMMIT] = committer
-            readiness = Readiness(app[handlers.STORE], committer, app[handlers.DRAINING], settings.deadline_seconds)
+            readiness = Readiness(app[handlers.ACCOUNTS], committer, app[handlers.DRAINING], settings.deadline_seconds)
             app[handlers.READINESS] = readiness
             yield
             await readiness.close()

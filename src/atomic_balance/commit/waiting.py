@@ -27,7 +27,7 @@ from itertools import islice, takewhile
 from msgspec import Struct
 
 from atomic_balance.changes import Change, Outcome
-from atomic_balance.planning import covered_prefix
+from atomic_balance.commit.planning import covered_prefix
 
 
 class WaitingChange:
@@ -107,7 +107,7 @@ class WaitingAccount:
         """The changes without an answer that arrived before the one with `number`."""
         return takewhile(lambda waiting: waiting.number < number, self.unanswered())
 
-    def portion(self, count_max: int) -> list[WaitingChange]:
+    def next_changes(self, count_max: int) -> list[WaitingChange]:
         """What to send next: as many from the front as the last known balance covers or, if it covers none, all.
 
         A change that the balance doesn't cover is not jumped over. One that is to travel alone does. Nothing, where
@@ -158,7 +158,7 @@ class Batch(Struct):
         return Batch(self.parts[:middle], self.arrived_before), Batch(self.parts[middle:], self.arrived_before)
 
 
-class WaitingRoom:
+class Backlog:
     """Everything that waits: its accounts, each in one place, and its changes, by arrival and by key."""
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ class WaitingRoom:
         while self._ready and changes_max and len(parts) < accounts_max:
             _, account = self._ready.popitem(last=False)
             account.place = Place.BUSY
-            part = account.portion(changes_max)
+            part = account.next_changes(changes_max)
             changes_max -= len(part)
             parts.append((account, part))
         return Batch(parts, arrived_before) if parts else None

@@ -4,7 +4,7 @@ import asyncio
 
 from aiohttp import web
 
-from atomic_balance.errors import ApiError
+from atomic_balance.http.errors import ApiError
 
 CONNECTION_BYTES = 64 * 1024
 """What aiohttp may buffer for a connection (twice as much, and what came last) before it reads no further."""

@@ -1,0 +1,1 @@
+"""Group commit: which changes travel together, and what follows when that fails."""

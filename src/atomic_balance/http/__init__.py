@@ -1,0 +1,1 @@
+"""The HTTP contract: from a request to its answer."""

@@ -1,0 +1,141 @@
+"""A connection that applies batches: the SQL on the way of a change."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from atomic_balance.changes import Change, Refusal
+from atomic_balance.postgres.connections import FAULTS, open_connection
+from atomic_balance.postgres.failures import Failure, StatementError, failure_of
+from atomic_balance.postgres.statements import APPLY_ACCOUNT, APPLY_CHANGES, BLOCKED_ACCOUNTS, RECORD_REFUSALS
+from atomic_balance.settings import Settings
+
+
+class Recorded(NamedTuple):
+    """What the journal holds for a change: `refusal` None if it was applied."""
+
+    balance: int
+    amount: int
+    reference: str | None
+    refusal: Refusal | None
+
+
+class AccountResult(NamedTuple):
+    """What became of an account's changes that were not recorded yet: all of them applied, or none.
+
+    `balance` is the one before them, or that of the statement's snapshot.
+    """
+
+    applied: bool
+    balance: int
+    minimum_balance: int
+
+
+class Answers(NamedTuple):
+    """The answer to a batch: by index of the change, and by user id. An account that is missing does not exist."""
+
+    recorded: Mapping[int, Recorded]
+    accounts: Mapping[int, AccountResult]
+
+
+class RefusalRecord(NamedTuple):
+    """A refusal to be bound to its key: the change, under its key, and the balance that could not cover it."""
+
+    change: Change
+    key: str
+    balance: int
+    refusal: Refusal
+
+
+class Session:
+    """A connection of one owner's, which applies batches. Every method raises StatementError."""
+
+    def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._statement_seconds = settings.statement_seconds
+        self._citus = settings.citus
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is known to be gone."""
+        return bool(self._connection.is_closed())
+
+    async def apply(
+        self, changes: Sequence[Change], keys: Sequence[str], repeatable: Sequence[bool], lock_seconds: float
+    ) -> Answers:
+        """Apply up to 1,000 changes, an account's in arrival order, under `keys`: of each account all or none.
+
+        `repeatable`: which of them the journal may already hold. `lock_seconds`: the longest that it waits for a row.
+        """
+        user_ids = [change.user_id for change in changes]
+        one_account = self._citus and len(set(user_ids)) == 1
+        rows = await self._fetch(
+            APPLY_ACCOUNT if one_account else APPLY_CHANGES,
+            user_ids[0] if one_account else user_ids,
+            keys,
+            [change.amount for change in changes],
+            [change.reference for change in changes],
+            repeatable,
+            _milliseconds(lock_seconds),
+        )
+        recorded = {}
+        accounts = {}
+        try:
+            for position, user_id, applied, balance, minimum_balance, amount, reference, refusal in rows:
+                if position is None:
+                    accounts[user_id] = AccountResult(applied, balance, minimum_balance)
+                else:
+                    reason = Refusal(refusal) if refusal else None
+                    recorded[position - 1] = Recorded(balance, amount, reference, reason)
+        except ValueError as error:  # a refusal that only a newer version knows
+            raise StatementError(Failure.UNKNOWN) from error
+        return Answers(recorded, accounts)
+
+    async def record_refusals(self, refusals: Sequence[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
+        """Bind refusals to their keys; gives the (user id, key) of those that were not taken meanwhile."""
+        rows = await self._fetch(
+            RECORD_REFUSALS,
+            [refused.change.user_id for refused in refusals],
+            [refused.key for refused in refusals],
+            [refused.change.amount for refused in refusals],
+            [refused.change.reference for refused in refusals],
+            [refused.balance for refused in refusals],
+            [refused.refusal for refused in refusals],
+            _milliseconds(lock_seconds),
+        )
+        return {(user_id, key) for user_id, key in rows}
+
+    async def blocked_accounts(self, user_ids: Sequence[int]) -> set[int]:
+        """Those accounts whose row is held by a transaction that has not ended, as far as the row tells."""
+        return {user_id for (user_id,) in await self._fetch(BLOCKED_ACCOUNTS, user_ids)}
+
+    async def close(self) -> None:
+        """End the connection, in an orderly way if the server answers."""
+        try:
+            await self._connection.close(timeout=self._statement_seconds)
+        except FAULTS:
+            self._connection.terminate()
+
+    def terminate(self) -> None:
+        """Drop the connection at once."""
+        self._connection.terminate()
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        try:
+            rows: list[asyncpg.Record] = await self._connection.fetch(
+                statement, *arguments, timeout=self._statement_seconds
+            )
+        except Exception as error:
+            raise StatementError(failure_of(error, self._citus)) from error
+        return rows
+
+
+def _milliseconds(seconds: float) -> str:
+    """A time as lock_timeout takes it; 0 would be no limit at all."""
+    return f"{max(1, round(1000 * seconds))}ms"
+
+
+async def connect(settings: Settings) -> Session:
+    """A session of its own. Raises UnreachableError."""
+    return Session(await open_connection(settings), settings)

@@ -1,0 +1,21 @@
+"""The SQL that the service runs, read from the files beside this one."""
+
+from importlib import resources
+
+
+def _read(name: str) -> str:
+    return resources.files(__name__).joinpath(f"{name}.sql").read_text()
+
+
+APPLIED_MIGRATIONS = _read("applied_migrations")
+APPLY_ACCOUNT = _read("apply_account")
+APPLY_CHANGES = _read("apply_changes")
+BLOCKED_ACCOUNTS = _read("blocked_accounts")
+OPEN_ACCOUNT = _read("open_account")
+READ_ACCOUNT = _read("read_account")
+READ_CHANGE = _read("read_change")
+READ_CHANGES = _read("read_changes")
+RECORD_REFUSALS = _read("record_refusals")
+SET_MINIMUM_BALANCE = _read("set_minimum_balance")
+VERIFY_ACCOUNTS = _read("verify_accounts")
+VERIFY_CHANGES = _read("verify_changes")

@@ -1,0 +1,1 @@
+"""Processes that serve: from listening sockets to the last answer."""

@@ -1,1 +1,0 @@
-"""The runtime statements, one file each, with their purpose on top."""
