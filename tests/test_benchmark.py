@@ -61,7 +61,7 @@ async def test_it_says_what_is_missing(tmp_path: Path) -> None:
     [
         ("rows", {200: 100}, 0, 99),
         ("rows", {200: 100}, 0, 111),
-        ("rows", {200: 99, 503: 1}, 0, 99),
+        ("rows", {200: 99, 503: 1}, 0, 100),
         ("rows", {}, 0, 0),
         ("replays", {200: 100}, 50, 49),
         ("replays", {200: 100}, 50, 100),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +23,9 @@ from atomic_balance.embedded import EmbeddedPostgresError, embedded_postgres
 from benchmarking.contenders import CONTENDERS, BenchmarkError, Contender, Stage, execute, service
 from benchmarking.figures import DOCUMENTS, chart, quoted
 from benchmarking.generators import program
-from benchmarking.loads import BEFORE, LOADS, WAITING
+from benchmarking.loads import BEFORE, LOADS
 from benchmarking.report import page
-from benchmarking.results import Figures, Key, Results
+from benchmarking.results import WAITING, Figures, Key, Results
 from benchmarking.rounds import measure
 
 _ROOT = Path(__file__).parents[2]
@@ -66,14 +67,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of 1 s: about 3 minutes, instead of 15")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (5)")
     parser.add_argument("--seconds", type=int, help="seconds of each round (2)")
-    parser.add_argument("--loads", nargs="+", choices=[*LOADS, WAITING], help="some of them", metavar="LOAD")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="some of them", metavar="NAME")
+    parser.add_argument("--loads", nargs="+", choices=[*LOADS, WAITING[0]], help="these alone")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="these alone")
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="also the service of another checkout, by its .venv"
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write the page and the chart there, and nothing else"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write the page and its chart there, nothing else")
     return parser.parse_args()
 
 
@@ -83,23 +82,20 @@ def _measure(arguments: argparse.Namespace) -> Results:
         python = arguments.against.absolute() / ".venv" / "bin" / "python"
         before = Contender("the service of another checkout", partial(service, python=str(python)))
         contenders = {BEFORE: before, **contenders}
-    missing = {
-        name: f"{contender.needs} is not installed"
-        for name, contender in contenders.items()
-        if contender.needs and not program(contender.needs)
-    }
+    needs = {name: contender.needs for name, contender in contenders.items() if contender.needs}
+    missing = {name: f"{needed} is not installed" for name, needed in needs.items() if not program(needed)}
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     seconds = arguments.seconds or (1 if arguments.quick else 2)
     measured: dict[Key, list[Figures]] = {}
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=_DISK) as name:
-        folder = Path(name)
-        with embedded_postgres(folder / "data") as url:
-            (pid,) = execute(url, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int")
-            stage = Stage(folder, url, pid, folder / "data" / "postgres.log")
-            present = {name: contender for name, contender in contenders.items() if name not in missing}
-            for key, figures in measure(arguments.loads or [*LOADS, WAITING], present, rounds, seconds, stage):
-                measured.setdefault(key, []).append(figures)
-            machine = _machine(stage)
+    present = {name: contender for name, contender in contenders.items() if name not in missing}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-", dir=_DISK)))
+        url = stack.enter_context(embedded_postgres(folder / "data"))
+        (pid,) = execute(url, "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int")
+        stage = Stage(folder, url, pid, folder / "data" / "postgres.log", stack)
+        for key, figures in measure(arguments.loads or [*LOADS, WAITING[0]], present, rounds, seconds, stage):
+            measured.setdefault(key, []).append(figures)
+        machine = _machine(stage)
     what = {name: contender.what for name, contender in contenders.items()}
     return Results(measured, rounds, seconds, what, missing, machine)
 
@@ -113,14 +109,7 @@ def _machine(stage: Stage) -> Mapping[str, str]:
             os.pwrite(file.fileno(), bytes(_PAGE_BYTES), 0)
             os.fdatasync(file.fileno())
         durable_ms = (time.perf_counter() - started) * 1e3 / _DURABLE_WRITES
-    settings = (
-        "server_version",
-        "fsync",
-        "synchronous_commit",
-        "full_page_writes",
-        "wal_sync_method",
-        "shared_buffers",
-    )
+    settings = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_sync_method")
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ _BARE_TABLE = """
     ) WITH (fillfactor = 50)
 """
 
-_database_numbers = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 class BenchmarkError(Exception):
@@ -39,12 +39,13 @@ class BenchmarkError(Exception):
 
 
 class Stage(NamedTuple):
-    """What all contenders use: a folder for their files, and PostgreSQL - its URL, its process, its log."""
+    """What contenders use: a folder, PostgreSQL - its URL, its process, its log -, and what ends them with the load."""
 
     folder: Path
     postgres_url: str
     postgres_pid: int
     postgres_log: Path
+    stack: ExitStack
 
 
 class Running(NamedTuple):
@@ -60,77 +61,68 @@ class Running(NamedTuple):
     pgbench_url: str = ""
 
 
-@contextmanager
-def service(
-    load: Load, stage: Stage, python: str = sys.executable, processes: int = 1, **more: str
-) -> Iterator[Running]:
-    """The service that `python` has, in so many processes; at the end its audit looks at the database.
-
-    `more`: settings that it is to have beside its database.
-    """
-    command = [python, "-m", "atomic_balance"]
-    with _database(stage) as url:
-        _run([*command, "migrate"], stage, DATABASE_URL=url)
-        _open_accounts(url, f"id, {load.balance}, {load.balance}", "id, balance, opening_balance")
-        with ExitStack() as stack:
-            started = [_running(command, _URL, stage, DATABASE_URL=url, PORT="0", **more) for _ in range(processes)]
-            ports, pids = zip(*map(stack.enter_context, started), strict=True)
-            yield Running(ports, pids, [stage.postgres_pid], journal_url=url)
-        _run([*command, "verify"], stage, DATABASE_URL=url)
+def service(load: Load, stage: Stage, python: str = sys.executable, processes: int = 1, **settings: str) -> Running:
+    """The service that `python` has, in so many processes; when they have stopped, its audit looks at the database."""
+    command, url = [python, "-m", "atomic_balance"], _database(stage)
+    _run([*command, "migrate"], stage, url)
+    _open_accounts(url, f"id, {load.balance}, {load.balance}", "id, balance, opening_balance")
+    stage.stack.callback(_run, [*command, "verify"], stage, url)
+    started = [_start(command, _URL, stage, DATABASE_URL=url, PORT="0", **settings) for _ in range(processes)]
+    ports, pids = zip(*started, strict=True)
+    return Running(ports, pids, [stage.postgres_pid], journal_url=url)
 
 
-Store = Callable[[Load, Stage], AbstractContextManager[tuple[str, Sequence[int]]]]
-"""Runs what keeps the balances; gives the address for handler.py, and the server's process if there is one."""
+Store = Callable[[Load, Stage], tuple[str, Sequence[int]]]
+"""Starts what keeps the balances; gives the address for handler.py, and the server's process if there is one."""
 
 
-@contextmanager
-def _handler(way: str, store: Store, load: Load, stage: Stage) -> Iterator[Running]:
-    with store(load, stage) as (address, store_pids):
-        command = [sys.executable, str(Path(__file__).with_name("handler.py")), way, address]
-        with _running(command, _URL, stage) as (port, pid):
-            yield Running([port], [pid], store_pids)
+def _handler(way: str, store: Store, load: Load, stage: Stage) -> Running:
+    address, store_pids = store(load, stage)
+    command = [sys.executable, str(Path(__file__).with_name("handler.py")), way, address]
+    port, pid = _start(command, _URL, stage)
+    return Running([port], [pid], store_pids)
 
 
-@contextmanager
-def _postgres(load: Load, stage: Stage) -> Iterator[tuple[str, Sequence[int]]]:
+def _nowhere(load: Load, _: Stage) -> tuple[str, Sequence[int]]:
+    return str(load.balance), []
+
+
+def _postgres(load: Load, stage: Stage) -> tuple[str, Sequence[int]]:
     """A database with users that have a balance and nothing else."""
-    with _database(stage) as url:
-        execute(url, _BARE_TABLE)
-        _open_accounts(url, f"id, {load.balance}", "id, balance")
-        yield url, [stage.postgres_pid]
+    url = _database(stage)
+    execute(url, _BARE_TABLE)
+    _open_accounts(url, f"id, {load.balance}", "id, balance")
+    return url, [stage.postgres_pid]
 
 
-@contextmanager
-def _redis(appendfsync: str, load: Load, stage: Stage) -> Iterator[tuple[str, Sequence[int]]]:
-    with tempfile.TemporaryDirectory(dir=stage.folder) as folder:
-        socket = f"{folder}/socket"
-        # A rewrite of the append-only file would fall into the rounds of others.
-        options = f"--port 0 --unixsocket {socket} --dir {folder} --appendonly yes --auto-aof-rewrite-percentage 0"
-        command = ["redis-server", *options.split(), "--appendfsync", appendfsync, "--save", ""]
-        with _running(command, "[Rr]eady to (accept) connections", stage) as (_, pid):
-            with redis.Redis(unix_socket_path=socket) as client:
-                client.mset(dict.fromkeys(map(str, range(1, USERS + 1)), load.balance))
-            yield socket, [pid]
+def _redis(appendfsync: str, load: Load, stage: Stage) -> tuple[str, Sequence[int]]:
+    folder = tempfile.mkdtemp(dir=stage.folder)
+    # A rewrite of the append-only file would fall into the rounds of others.
+    options = f"--port 0 --unixsocket {folder}/socket --dir {folder} --appendonly yes --auto-aof-rewrite-percentage 0"
+    command = ["redis-server", *options.split(), "--appendfsync", appendfsync, "--save", ""]
+    _, pid = _start(command, "[Rr]eady to (accept) connections", stage)
+    with redis.Redis(unix_socket_path=f"{folder}/socket") as client:
+        client.mset(dict.fromkeys(map(str, range(1, USERS + 1)), load.balance))
+    return f"{folder}/socket", [pid]
 
 
-@contextmanager
-def _pgbench(load: Load, stage: Stage) -> Iterator[Running]:
-    with _postgres(load, stage) as (url, pids):
-        yield Running([], [], pids, pgbench_url=url)
+def _pgbench(load: Load, stage: Stage) -> Running:
+    url, pids = _postgres(load, stage)
+    return Running([], [], pids, pgbench_url=url)
 
 
 class Contender(NamedTuple):
     """What it is, how it is started for a load, and the program that it needs."""
 
     what: str
-    start: Callable[[Load, Stage], AbstractContextManager[Running]]
+    start: Callable[[Load, Stage], Running]
     needs: str = ""
 
 
 CONTENDERS: Mapping[str, Contender] = {
     loads.NO_DATABASE: Contender(
         "the same handler, which answers at once: the limit",
-        partial(_handler, "no-database", lambda load, _: nullcontext((str(load.balance), []))),
+        partial(_handler, "no-database", _nowhere),
     ),
     loads.SERVICE: Contender("this service, with its journal and keys", service),
     loads.TWO_WORKERS: Contender("the same, `WORKERS=2`", partial(service, WORKERS="2")),
@@ -177,47 +169,40 @@ def _open_accounts(url: str, values: str, columns: str) -> None:
     execute(url, insert, "VACUUM ANALYZE users")  # a fresh table's statistics may say "one row"
 
 
-@contextmanager
-def _database(stage: Stage) -> Iterator[str]:
-    """Give the URL of a new, empty database."""
-    name = f"contender_{next(_database_numbers)}"
+def _database(stage: Stage) -> str:
+    """Give the URL of a new, empty database, which is dropped at the end."""
+    name = f"contender_{next(_numbers)}"
     execute(stage.postgres_url, f"CREATE DATABASE {name}")
+    stage.stack.callback(execute, stage.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    return stage.postgres_url.replace("/postgres?", f"/{name}?")
+
+
+def _start(command: Sequence[str], ready: str, stage: Stage, **settings: str) -> tuple[str, int]:
+    """Start a command, to be stopped at the end; gives the group of `ready`, once its output matches, and the pid."""
+    log = stage.folder / f"{next(_numbers)}.log"
+    environment = {"PATH": os.environ["PATH"], **settings}  # and no setting of whoever runs the benchmark
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, cwd=stage.folder, stdout=output, stderr=output)
+    stage.stack.callback(_stop, process)
+    give_up = time.monotonic() + _START_SECONDS
+    while not (found := re.search(ready, log.read_text())):
+        if process.poll() is not None or time.monotonic() > give_up:
+            raise BenchmarkError(f"{' '.join(command)} did not start:\n{log.read_text()}")
+        time.sleep(_POLL_SECONDS)
+    return found[1], process.pid
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        yield stage.postgres_url.replace("/postgres?", f"/{name}?")
-    finally:
-        execute(stage.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
-@contextmanager
-def _running(command: Sequence[str], ready: str, stage: Stage, **settings: str) -> Iterator[tuple[str, int]]:
-    """Run a command, and stop it at the end; gives the group of `ready`, once its output matches, and the pid."""
-    with tempfile.NamedTemporaryFile(dir=stage.folder, suffix=".log") as log:
-        process = subprocess.Popen(
-            command, env=_environment(settings), cwd=stage.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        try:
-            give_up = time.monotonic() + _START_SECONDS
-            while not (found := re.search(ready, output := Path(log.name).read_text())):
-                if process.poll() is not None or time.monotonic() > give_up:
-                    raise BenchmarkError(f"{' '.join(command)} did not start:\n{output}")
-                time.sleep(_POLL_SECONDS)
-            yield found[1], process.pid
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_SECONDS)
-            process.kill()  # which changes nothing if it has ended
-            process.wait()
-
-
-def _run(command: Sequence[str], stage: Stage, **settings: str) -> None:
-    finished = subprocess.run(
-        command, env=_environment(settings), cwd=stage.folder, capture_output=True, text=True, check=False
-    )
+def _run(command: Sequence[str], stage: Stage, database_url: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url}
+    finished = subprocess.run(command, env=environment, cwd=stage.folder, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise BenchmarkError(f"{' '.join(command)}: {finished.stdout}{finished.stderr}")
-
-
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Nothing else: no setting of the service may come from whoever runs the benchmark."""
-    return {"PATH": os.environ["PATH"], **settings}

@@ -17,7 +17,6 @@ REDIS_ALWAYS = "Redis, fsync always"
 REDIS_EVERYSEC = "Redis, fsync everysec"
 
 WORKERS = {SERVICE: 1, TWO_WORKERS: 2, FOUR_WORKERS: 4}
-WAITING = "waiting"  # the load that is none: very many requests that wait for one row
 USERS = 1_000
 
 _CORE = (NO_DATABASE, SERVICE, BARE_UPDATE)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from benchmarking.handler import POSTGRES_CONNECTIONS, REDIS_CONNECTIONS
-from benchmarking.loads import BEFORE, LOADS, NO_DATABASE, SERVICE, WAITING, WORKERS
-from benchmarking.results import Floor, Results, floors
+from benchmarking.loads import BEFORE, LOADS, NO_DATABASE, SERVICE, WORKERS
+from benchmarking.results import WAITING, Floor, Results, floors
 
 COSTS = "Workers, and what a change costs"
 """The heading of a table that other documents quote; those of LOADS's titles are the others."""
@@ -22,10 +22,10 @@ def page(results: Results) -> str:
 def _parts(results: Results) -> Iterator[str]:
     yield "# Benchmarks"
     yield (
-        "`./scripts/benchmark` wrote this page, its chart, and every figure that other documents quote from it. All was "
-        f"measured in one run, on one machine that also made the load, in {results.rounds} rounds of {results.seconds} s "
-        "in which the contenders take turns. A figure is the median of the rounds, with the least and the greatest if "
-        "they differ. A ratio is taken within a round, because what disturbs the machine disturbs neighbours alike."
+        "`./scripts/benchmark` wrote this page, its chart, and every figure that other documents quote from it. It "
+        "measures in one run, on one machine that also makes the load; the contenders take turns. Rounds: "
+        f"{results.rounds}, of {results.seconds} s each. A figure is the median of the rounds, with the least and the "
+        "greatest. A ratio is taken within a round, because what disturbs the machine disturbs neighbours alike."
     )
     yield "![Requests per second, each load and contender](throughput.svg)"
     yield from (f"Not measured: {name}: {why}." for name, why in results.not_measured.items())
@@ -58,12 +58,12 @@ def _parts(results: Results) -> Iterator[str]:
     )
     head = ["", "connections", "workers", "requests/s", "reckoned", "p99 ms", "statements/s"]
     yield table([*head, "service µs", "store µs", "load µs", "WAL bytes", "disk bytes"], _costs(results))
-    for connections, memory in ((key[1], rounds[0]) for key, rounds in results.measured.items() if key[0] == WAITING):
-        yield f"## {connections:,} requests that wait"
+    for waiting in results.measured.get(WAITING, ()):
+        yield "## Requests that wait"
         yield (
-            "Each in a connection of its own, for a row that another transaction holds; all were answered when it let "
-            f"go. Resident memory of the service: {memory['before_mb']:.0f} MB before, {memory['waiting_mb']:.0f} MB "
-            "while they waited."
+            f"{waiting['requests']:,.0f} of them, each in a connection of its own, for a row that another transaction "
+            "holds; all were answered when it let go. Resident memory of the service: "
+            f"{waiting['before_mb']:.0f} MB before, {waiting['waiting_mb']:.0f} MB while they waited."
         )
     yield "## The contenders"
     yield table(["", ""], results.contenders.items())

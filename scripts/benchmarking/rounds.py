@@ -16,13 +16,12 @@ import psycopg
 from benchmarking.contenders import BenchmarkError, Contender, Running, Stage, execute, service
 from benchmarking.generators import Counted, run_pgbench, run_wrk
 from benchmarking.handler import POSTGRES_CONNECTIONS
-from benchmarking.loads import BEFORE, LOADS, SERVICE, WAITING, WORKERS, Load
-from benchmarking.results import Figures, Key
+from benchmarking.loads import BEFORE, LOADS, SERVICE, WORKERS, Load
+from benchmarking.results import WAITING, Figures, Key
 
 _WARM_UP_CONNECTIONS = 16
 _WARM_UP_SECONDS = 1
 _SETTLE_SECONDS = 0.1
-_WAITING_REQUESTS = 10_000
 _WAITING_SECONDS = 10  # of wrk, in which all of them must have connected
 _SPARE_DESCRIPTORS = 200
 _APPLIED = "SELECT count(*) FROM balance_changes WHERE refusal IS NULL"
@@ -43,8 +42,9 @@ def measure(
             for connections, names in LOADS[load].contenders.items()
         }
         with ExitStack() as stack:
+            stage = stage._replace(stack=stack)
             started = {
-                name: stack.enter_context(contender.start(LOADS[load], stage))
+                name: contender.start(LOADS[load], stage)
                 for name, contender in contenders.items()
                 if any(name in names for names in turns.values())
             }
@@ -56,8 +56,9 @@ def measure(
                     for name in rotated(names, number):
                         key = (load, connections, name)
                         yield key, _turn(key, started[name], seconds, stage)
-    if WAITING in loads:
-        yield _wait(stage)
+    if WAITING[0] in loads:
+        with ExitStack() as stack:
+            yield WAITING, _wait(stage._replace(stack=stack))
 
 
 def rotated(names: Sequence[str], places: int) -> Sequence[str]:
@@ -66,27 +67,27 @@ def rotated(names: Sequence[str], places: int) -> Sequence[str]:
     return [*names[places:], *names[:places]]
 
 
-def _wait(stage: Stage) -> tuple[Key, Figures]:
+def _wait(stage: Stage) -> Figures:
     """Let very many requests wait for a row that another transaction holds, then let it go."""
     limit = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
-    count = min(_WAITING_REQUESTS, limit - _SPARE_DESCRIPTORS)
+    count = min(WAITING[1], limit - _SPARE_DESCRIPTORS)
     load = LOADS["hot"]
     print(f"{count:,} requests that wait", file=sys.stderr, flush=True)
-    with service(load, stage) as running:
-        memory = psutil.Process(running.pids[0]).memory_info
-        before = memory().rss
-        with ThreadPoolExecutor() as threads, psycopg.connect(running.journal_url) as holder:
-            holder.execute("SELECT FROM users WHERE id = 1 FOR UPDATE")
-            counting = threads.submit(run_wrk, load, running.ports, count, _WAITING_SECONDS)
-            while _metric(running, "atomic_balance_waiting_changes") < count:
-                if counting.done():
-                    raise BenchmarkError(f"{count} requests were to wait at once, and never did: {counting.result()}")
-                time.sleep(_SETTLE_SECONDS)
-            waiting = memory().rss
-            holder.rollback()
-            counted = counting.result()
-        check_answers(WAITING, load, count, counted, _journal_rows(running.journal_url))
-    return (WAITING, count, SERVICE), {"before_mb": before / 1e6, "waiting_mb": waiting / 1e6}
+    running = service(load, stage)
+    memory = psutil.Process(running.pids[0]).memory_info
+    before = memory().rss
+    with ThreadPoolExecutor() as threads, psycopg.connect(running.journal_url) as holder:
+        holder.execute("SELECT FROM users WHERE id = 1 FOR UPDATE")
+        counting = threads.submit(run_wrk, load, running.ports, count, _WAITING_SECONDS)
+        while _metric(running, "atomic_balance_waiting_changes") < count:
+            if counting.done():
+                raise BenchmarkError(f"{count} requests were to wait at once, and never did: {counting.result()}")
+            time.sleep(_SETTLE_SECONDS)
+        waiting = memory().rss
+        holder.rollback()
+        counted = counting.result()
+    check_answers(SERVICE, load, count, counted, _journal_rows(running.journal_url))
+    return {"requests": count, "before_mb": before / 1e6, "waiting_mb": waiting / 1e6}
 
 
 def check_answers(who: str, load: Load, connections: int, counted: Counted, journal_rows: float | None) -> None:
@@ -139,11 +140,14 @@ def _cpu_us(running: Running) -> dict[str, float]:
 def _cpu_seconds(pid: int) -> float:
     """CPU time of a process and of all the children it has had."""
     process = psutil.Process(pid)
-    seconds = sum(process.cpu_times()[:4])  # user and system: its own, and of the children that have ended
-    for child in process.children():
-        with suppress(psutil.NoSuchProcess):
-            seconds += sum(child.cpu_times()[:2])
-    return seconds
+    while True:
+        times = process.cpu_times()[:4]  # user and system: its own, and of the children that have ended
+        seconds = sum(times)
+        for child in process.children():
+            with suppress(psutil.NoSuchProcess):
+                seconds += sum(child.cpu_times()[:2])
+        if times[2:] == process.cpu_times()[2:4]:
+            return seconds  # no child ended meanwhile, which would have been counted twice or not at all
 
 
 def _journal(running: Running, stage: Stage) -> dict[str, float]:
