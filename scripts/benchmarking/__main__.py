@@ -67,20 +67,28 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of 1 s: about 3 minutes, instead of 15")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (5)")
     parser.add_argument("--seconds", type=int, help="seconds of each round (2)")
-    parser.add_argument("--loads", nargs="+", choices=[*LOADS, WAITING[0]], help="these alone")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="these alone")
+    for option, names in (("--loads", [*LOADS, WAITING[0]]), ("--contenders", list(CONTENDERS))):
+        listed = " ".join(f"'{name}'" if " " in name else name for name in names)
+        parser.add_argument(option, nargs="+", choices=names, metavar="NAME", help=f"of {listed}")
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="also the service of another checkout, by its .venv"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write the page and its chart there, nothing else")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.against and not _python_of(arguments.against).exists():
+        parser.error(f"--against: expected a checkout with its .venv, found no {_python_of(arguments.against)}")
+    return arguments
+
+
+def _python_of(checkout: Path) -> Path:
+    return checkout.absolute() / ".venv" / "bin" / "python"
 
 
 def _measure(arguments: argparse.Namespace) -> Results:
     contenders = {name: CONTENDERS[name] for name in CONTENDERS if name in (arguments.contenders or CONTENDERS)}
     if arguments.against:
-        python = arguments.against.absolute() / ".venv" / "bin" / "python"
-        before = Contender("the service of another checkout", partial(service, python=str(python)))
+        start = partial(service, python=str(_python_of(arguments.against)))
+        before = Contender("the service of another checkout", start)
         contenders = {BEFORE: before, **contenders}
     needs = {name: contender.needs for name, contender in contenders.items() if contender.needs}
     missing = {name: f"{needed} is not installed" for name, needed in needs.items() if not program(needed)}
