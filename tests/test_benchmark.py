@@ -1,20 +1,22 @@
-"""The benchmark, as short as it can be: it must run, and notice what is wrong."""
+"""The benchmark, as short as it can be: it must run, notice what is wrong, and report what it measured."""
 
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from benchmarking.chart import write_chart
-from benchmarking.entrants import check_journal
-from benchmarking.loads import BULK, EXHAUSTED, LOADS, REPLAYS, ROWS
-from benchmarking.processes import BenchmarkError
+from benchmarking.contenders import BenchmarkError
+from benchmarking.figures import DOCUMENTS, chart, quoted, rows_of
+from benchmarking.generators import Counted
+from benchmarking.loads import BARE_UPDATE, BEFORE, LOADS, NO_DATABASE, REDIS_ALWAYS, SERVICE
+from benchmarking.report import page
 from benchmarking.results import Results
-from benchmarking.wrk import Counted
+from benchmarking.rounds import check_answers, rotated
 
 from tests.processes import ROOT, run
+
+PAGE = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
 
 
 async def benchmark(path: Path, *arguments: str) -> tuple[int, str]:
@@ -28,26 +30,24 @@ async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
     wrk = shutil.which("wrk")
     if wrk is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("wrk is not installed")
-    programs, output = tmp_path / "programs", tmp_path / "output"
+    programs, output, other = tmp_path / "programs", tmp_path / "output", tmp_path / "other"
     programs.mkdir()
     (programs / "wrk").symlink_to(wrk)
-    contenders = ("no database", "atomic-balance", "Redis, fsync always")
-    shortest = ("--loads", REPLAYS, BULK, "--rounds", "1", "--seconds", "1", "--output", str(output))
-    status, printed = await benchmark(programs, *shortest, "--contenders", *contenders)
+    other.mkdir()
+    (other / ".venv").symlink_to(sys.prefix)
+    contenders = (NO_DATABASE, SERVICE, REDIS_ALWAYS)
+    shortest = ("--quick", "--loads", "replays", "bulk", "--contenders", *contenders, "--output", str(output))
+    status, printed = await benchmark(programs, *shortest, "--against", str(other))
     assert status == 0, printed
-    assert "not measured: Redis, fsync always: redis-server is not installed" in printed
 
-    found = json.loads((output / "results.json").read_text())
-    measured = [(of["load"], of["connections"], of["contender"]) for of in found["measurements"]]
-    assert sorted(measured) == [
-        ("1,000 rows, bulk of 500", 16, "atomic-balance"),
-        ("1,000 rows, keyed, 50 % replays", 256, "atomic-balance"),
-        ("1,000 rows, keyed, 50 % replays", 256, "no database"),
-    ]
-    assert all(of["requests"] > 0 and of["service_cpu_us"] > 0 for of in found["measurements"])
-    page = (output / "README.md").read_text()
-    assert "| 16 | **atomic-balance** |" in page
-    assert "Not measured: Redis, fsync always" in page
+    written = (output / "README.md").read_text()
+    assert f"Not measured: {REDIS_ALWAYS}: redis-server is not installed." in written
+    replays, bulk = rows_of(written, LOADS["replays"].title), rows_of(written, LOADS["bulk"].title)
+    assert [row[""] for row in replays] == [BEFORE, NO_DATABASE, f"**{SERVICE}**"]
+    assert [row[""] for row in bulk] == [BEFORE, f"**{SERVICE}**"]
+    assert all(row[name] != "-" for row in bulk for name in row)
+    assert [row["connections"] for row in rows_of(written, f"{SERVICE}, times {BEFORE}")] == ["256", "16"]
+    assert "<svg" in (output / "throughput.svg").read_text()
 
 
 async def test_it_says_what_is_missing(tmp_path: Path) -> None:
@@ -60,36 +60,52 @@ async def test_it_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("load", "statuses", "replays", "rows"),
     [
-        (ROWS, {200: 100}, 0, 99),
-        (ROWS, {200: 100}, 0, 111),
-        (REPLAYS, {200: 100}, 50, 49),
-        (REPLAYS, {200: 100}, 50, 100),
-        (BULK, {200: 2}, 0, 999),
-        (EXHAUSTED, {400: 100}, 0, 1),
+        ("rows", {200: 100}, 0, 99),
+        ("rows", {200: 100}, 0, 111),
+        ("rows", {200: 99, 503: 1}, 0, 100),
+        ("rows", {}, 0, 0),
+        ("replays", {200: 100}, 50, 49),
+        ("replays", {200: 100}, 50, 100),
+        ("bulk", {200: 2}, 0, 999),
+        ("exhausted", {400: 100}, 0, 1),
     ],
 )
-def test_a_journal_that_is_not_what_was_answered_is_noticed(
+def test_answers_that_are_wrong_and_a_journal_that_is_not_what_was_answered_are_noticed(
     load: str, statuses: dict[int, int], replays: int, rows: int
 ) -> None:
-    counted = Counted(statuses, replays, failures=0, seconds=1, p50_ms=1, p99_ms=1)
     with pytest.raises(BenchmarkError):
-        check_journal(rows, counted, LOADS[load], connections=10)
+        check_answers(SERVICE, LOADS[load], 10, Counted(statuses, replays, failures=0, seconds=1), rows)
 
 
-def test_the_same_figures_give_the_same_chart(tmp_path: Path) -> None:
-    results = Results(
-        machine={},
-        versions={},
-        postgres_settings={},
-        rounds=1,
-        seconds=1,
-        not_measured=[],
-        measurements=[],
-        processes=None,
-        crowd=None,
-    )
-    chart = tmp_path / "throughput.svg"
-    write_chart(results, tmp_path)
-    first = chart.read_bytes()
-    write_chart(results, tmp_path)
-    assert chart.read_bytes() == first
+def test_everyone_begins_a_round() -> None:
+    assert [rotated("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert rotated("abc", 1) == ["b", "c", "a"]
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    rates = {NO_DATABASE: (10, 100, 1000), SERVICE: (9, 50, 700), BARE_UPDATE: (1, 10, 100)}
+    measured = {("hot", 256, who): [{"rate": float(rate)} for rate in of] for who, of in rates.items()}
+    contenders = dict.fromkeys(rates, "")
+    written = page(Results(measured, 3, 1, contenders, not_measured={}, machine={}))
+    assert "| one hot row: rate, of no database | 0.70 (0.50-0.90) | at least 0.75 | 0.9 | **missed** |" in written
+    assert "| one hot row: rate, times bare UPDATE | 7.00 (5.00-9.00) | at least 5 |  | ok |" in written
+    assert "| 1,000 rows: rate, of no database | - | at least 0.6 | 0.8 | not measured |" in written
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_quotes_the_page(name: str) -> None:
+    document = (ROOT / name).read_text()
+    assert "<!-- figures: " in document
+    assert quoted(document, PAGE) == document
+
+
+def test_figures_are_quoted_between_the_markers_and_nowhere_else() -> None:
+    document = "18,747\n\n<!-- figures: speed -->\n\nold\n\n<!-- end -->\n\n18,747\n"
+    written = quoted(document, "### one hot row\n\n| connections |  | requests/s |\n|-|-|-|\n| 256 | x | 5 (4-6) |\n")
+    head = "| requests per second | one hot row | one exhausted row | 1,000 rows |\n| --- | --- | --- | --- |"
+    table = f"{head}\n| x | 5 | - | - |"
+    assert written == document.replace("old", table)
+
+
+def test_the_chart_is_drawn_from_the_page() -> None:
+    assert (ROOT / "docs" / "benchmarks" / "throughput.svg").read_text() == chart(PAGE)

@@ -1,160 +1,208 @@
-"""What the service is measured beside: one small handler, and the ways to keep a balance behind it.
+"""The table of contenders: what each is, and how it is started, as processes with a store of its own, for a load."""
 
-`python -m benchmarking.contenders NAME ADDRESS` serves one of them. They have the service's own bodies and what makes
-it fast (uvloop, a spared garbage collector, prepared statements, connections that are not reset), but no journal, no
-idempotency keys, and no error other than a refusal.
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import redis
+
+from benchmarking import loads
+from benchmarking.handler import POSTGRES_CONNECTIONS
+from benchmarking.loads import USERS, Load
+
+_START_SECONDS = 60
+_STOP_SECONDS = 30
+_POLL_SECONDS = 0.02
+_URL = r"http://127\.0\.0\.1:(\d+)\b"
+_BARE_TABLE = """
+    CREATE TABLE users (
+        id      bigint PRIMARY KEY,
+        balance bigint NOT NULL CHECK (balance >= 0)
+    ) WITH (fillfactor = 50)
 """
 
-import asyncio
-import gc
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from functools import partial
-
-import asyncpg
-import msgspec
-import redis.asyncio
-import uvloop
-from aiohttp import hdrs, web
-
-from atomic_balance.http.messages import BalanceUpdate, Error, UpdatedBalance
-
-POSTGRES_CONNECTIONS = 16
-REDIS_CONNECTIONS = 256
-
-Update = Callable[[int, int], Awaitable[int | None]]
-"""Takes a user id and an amount; gives the new balance, or None where the balance can't cover it."""
-
-_BACKLOG = 10_000
-_GC_THRESHOLD = 100_000
-_HEADERS = {hdrs.CONTENT_TYPE: "application/json"}
-_REFUSED = msgspec.json.encode(Error("Insufficient funds"))
-_decode = msgspec.json.Decoder(BalanceUpdate).decode
-_encode = msgspec.json.Encoder().encode
+_numbers = itertools.count(1)
 
 
-@asynccontextmanager
-async def no_database(balance: str) -> AsyncIterator[Update]:
-    """The limit: every user has `balance`, for ever."""
-    always = int(balance)
-
-    async def update(_: int, amount: int) -> int | None:
-        return always + amount if always + amount >= 0 else None
-
-    yield update
+class BenchmarkError(Exception):
+    """The benchmark can't go on, or found something wrong; the text says what."""
 
 
-async def bare_statement(connection: asyncpg.Connection, user_id: int, amount: int) -> int | None:
-    """The conditional statement, one per request."""
-    return await connection.fetchval(  # type: ignore[no-any-return]
-        "UPDATE users SET balance = balance - $2 WHERE id = $1 AND balance >= $2 RETURNING balance", user_id, -amount
-    )
+class Stage(NamedTuple):
+    """What contenders use: a folder, PostgreSQL - its URL, its process, its log -, and what ends them with the load."""
+
+    folder: Path
+    postgres_url: str
+    postgres_pid: int
+    postgres_log: Path
+    stack: ExitStack
 
 
-async def for_update(connection: asyncpg.Connection, user_id: int, amount: int) -> int | None:
-    """Lock the row, look, update."""
-    async with connection.transaction():
-        balance = await connection.fetchval("SELECT balance FROM users WHERE id = $1 FOR UPDATE", user_id)
-        return await _set_if_covered(connection, user_id, balance + amount)
+class Running(NamedTuple):
+    """A contender that runs: its ports on 127.0.0.1, the processes that serve, the server that keeps the balances.
+
+    `journal_url`: the service's database. `pgbench_url`: where the load goes if there are no ports.
+    """
+
+    ports: Sequence[str]
+    pids: Sequence[int]
+    store_pids: Sequence[int]
+    journal_url: str = ""
+    pgbench_url: str = ""
 
 
-async def serializable(connection: asyncpg.Connection, user_id: int, amount: int) -> int | None:
-    """Look and update in a serializable transaction; again, for as long as PostgreSQL finds a conflict."""
-    while True:
-        with suppress(asyncpg.SerializationError):
-            async with connection.transaction(isolation="serializable"):
-                balance = await connection.fetchval("SELECT balance FROM users WHERE id = $1", user_id)
-                return await _set_if_covered(connection, user_id, balance + amount)
+def service(load: Load, stage: Stage, python: str = sys.executable, processes: int = 1, **settings: str) -> Running:
+    """The service that `python` has, in so many processes; when they have stopped, its audit looks at the database."""
+    command, url = [python, "-m", "atomic_balance"], _database(stage)
+    _run([*command, "migrate"], stage, url)
+    _open_accounts(url, f"id, {load.balance}, {load.balance}", "id, balance, opening_balance")
+    stage.stack.callback(_run, [*command, "verify"], stage, url)
+    started = [_start(command, _URL, stage, DATABASE_URL=url, PORT="0", **settings) for _ in range(processes)]
+    ports, pids = zip(*started, strict=True)
+    return Running(ports, pids, [stage.postgres_pid], journal_url=url)
 
 
-async def _set_if_covered(connection: asyncpg.Connection, user_id: int, balance: int) -> int | None:
-    if balance < 0:
-        return None
-    await connection.execute("UPDATE users SET balance = $2 WHERE id = $1", user_id, balance)
-    return balance
+Store = Callable[[Load, Stage], tuple[str, Sequence[int]]]
+"""Starts what keeps the balances; gives the address for handler.py, and the server's process if there is one."""
 
 
-@asynccontextmanager
-async def postgres(
-    update_on: Callable[[asyncpg.Connection, int, int], Awaitable[int | None]], database_url: str
-) -> AsyncIterator[Update]:
-    """A way that needs a connection: the connections are never reset, and a request waits for one in order."""
-    idle = [await asyncpg.connect(database_url) for _ in range(POSTGRES_CONNECTIONS)]
-    turn = asyncio.Semaphore(POSTGRES_CONNECTIONS)
-
-    async def update(user_id: int, amount: int) -> int | None:
-        async with turn:
-            connection = idle.pop()
-            try:
-                return await update_on(connection, user_id, amount)
-            finally:
-                idle.append(connection)
-
-    yield update
-    for connection in idle:
-        await connection.close()
+def _handler(way: str, store: Store, load: Load, stage: Stage) -> Running:
+    address, store_pids = store(load, stage)
+    command = [sys.executable, str(Path(__file__).with_name("handler.py")), way, address]
+    port, pid = _start(command, _URL, stage)
+    return Running([port], [pid], store_pids)
 
 
-@asynccontextmanager
-async def redis_script(socket: str) -> AsyncIterator[Update]:
-    """Redis, and a script that looks and updates in one go."""
-    pool = redis.asyncio.BlockingConnectionPool(
-        connection_class=redis.asyncio.UnixDomainSocketConnection, path=socket, max_connections=REDIS_CONNECTIONS
-    )
-    async with redis.asyncio.Redis.from_pool(pool) as client:
-        script = client.register_script("""
-            if redis.call('GET', KEYS[1]) + ARGV[1] < 0 then return nil end
-            return redis.call('INCRBY', KEYS[1], ARGV[1])
-        """)
-
-        async def update(user_id: int, amount: int) -> int | None:
-            return await script(keys=[str(user_id)], args=[amount])  # type: ignore[no-any-return]
-
-        yield update
+def _nowhere(load: Load, _: Stage) -> tuple[str, Sequence[int]]:
+    return str(load.balance), []
 
 
-CONTENDERS: Mapping[str, Callable[[str], AbstractAsyncContextManager[Update]]] = {
-    "no-database": no_database,
-    "bare-statement": partial(postgres, bare_statement),
-    "for-update": partial(postgres, for_update),
-    "serializable": partial(postgres, serializable),
-    "redis": redis_script,
+def _postgres(load: Load, stage: Stage) -> tuple[str, Sequence[int]]:
+    """A database with users that have a balance and nothing else."""
+    url = _database(stage)
+    execute(url, _BARE_TABLE)
+    _open_accounts(url, f"id, {load.balance}", "id, balance")
+    return url, [stage.postgres_pid]
+
+
+def _redis(appendfsync: str, load: Load, stage: Stage) -> tuple[str, Sequence[int]]:
+    folder = tempfile.mkdtemp(dir=stage.folder)
+    # A rewrite of the append-only file would fall into the rounds of others.
+    options = f"--port 0 --unixsocket {folder}/socket --dir {folder} --appendonly yes --auto-aof-rewrite-percentage 0"
+    command = ["redis-server", *options.split(), "--appendfsync", appendfsync, "--save", ""]
+    _, pid = _start(command, "[Rr]eady to (accept) connections", stage)
+    with redis.Redis(unix_socket_path=f"{folder}/socket") as client:
+        client.mset(dict.fromkeys(map(str, range(1, USERS + 1)), load.balance))
+    return f"{folder}/socket", [pid]
+
+
+def _pgbench(load: Load, stage: Stage) -> Running:
+    url, pids = _postgres(load, stage)
+    return Running([], [], pids, pgbench_url=url)
+
+
+class Contender(NamedTuple):
+    """What it is, how it is started for a load, and the program that it needs."""
+
+    what: str
+    start: Callable[[Load, Stage], Running]
+    needs: str = ""
+
+
+CONTENDERS: Mapping[str, Contender] = {
+    loads.NO_DATABASE: Contender(
+        "the same handler, which answers at once: the limit",
+        partial(_handler, "no-database", _nowhere),
+    ),
+    loads.SERVICE: Contender("this service, with its journal and keys", service),
+    loads.TWO_WORKERS: Contender("the same, `WORKERS=2`", partial(service, WORKERS="2")),
+    loads.FOUR_WORKERS: Contender("the same, `WORKERS=4`", partial(service, WORKERS="4")),
+    loads.FOUR_PROCESSES: Contender("the same four times, each with a port of its own", partial(service, processes=4)),
+    loads.BARE_UPDATE: Contender(
+        "the handler, and `UPDATE ... WHERE balance >= ... RETURNING` for each request",
+        partial(_handler, "bare-update", _postgres),
+    ),
+    loads.FOR_UPDATE: Contender(
+        "the handler, and a transaction: `SELECT ... FOR UPDATE`, look, `UPDATE`",
+        partial(_handler, "for-update", _postgres),
+    ),
+    loads.SERIALIZABLE: Contender(
+        "the handler, and a serializable transaction: `SELECT`, look, `UPDATE`; again after a conflict",
+        partial(_handler, "serializable", _postgres),
+    ),
+    loads.PGBENCH: Contender(
+        f"the conditional statement alone, by up to {POSTGRES_CONNECTIONS} clients", _pgbench, needs="pgbench"
+    ),
+    loads.REDIS_ALWAYS: Contender(
+        "the handler, and a Lua script in Redis, `appendfsync always`: as durable",
+        partial(_handler, "redis", partial(_redis, "always")),
+        needs="redis-server",
+    ),
+    loads.REDIS_EVERYSEC: Contender(
+        "the same, `appendfsync everysec`: a crash may lose a second of what was answered",
+        partial(_handler, "redis", partial(_redis, "everysec")),
+        needs="redis-server",
+    ),
 }
 
 
-def application(name: str, address: str) -> web.Application:
-    """The server of a contender; `address` is a database's URL, Redis's socket or, without a store, the balance."""
-    ways: list[Update] = []
-
-    async def handler(request: web.Request) -> web.Response:
-        asked = _decode(await request.read())
-        balance = await ways[0](asked.user_id, asked.amount)
-        if balance is None:
-            return web.Response(status=400, body=_REFUSED, headers=_HEADERS)
-        return web.Response(body=_encode(UpdatedBalance(asked.user_id, balance)), headers=_HEADERS)
-
-    async def contender(_: web.Application) -> AsyncIterator[None]:
-        async with CONTENDERS[name](address) as update:
-            ways.append(update)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(_GC_THRESHOLD)
-            yield
-
-    app = web.Application()
-    app.router.add_post("/api/balance/update", handler)
-    app.cleanup_ctx.append(contender)
-    return app
+def execute(url: str, *statements: str) -> tuple[Any, ...]:
+    """Run statements, each in a transaction of its own; gives the first row of the last, () if it has none."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+        return (cursor.fetchone() or ()) if cursor.description else ()
 
 
-if __name__ == "__main__":
-    web.run_app(
-        application(*sys.argv[1:]),
-        host="127.0.0.1",
-        port=0,
-        backlog=_BACKLOG,
-        access_log=None,
-        print=partial(print, flush=True),
-        loop=uvloop.new_event_loop(),
-    )
+def _open_accounts(url: str, values: str, columns: str) -> None:
+    insert = f"INSERT INTO users ({columns}) SELECT {values} FROM generate_series(1, {USERS}) AS id"  # noqa: S608
+    execute(url, insert, "VACUUM ANALYZE users")  # a fresh table's statistics may say "one row"
+
+
+def _database(stage: Stage) -> str:
+    """Give the URL of a new, empty database, which is dropped at the end."""
+    name = f"contender_{next(_numbers)}"
+    execute(stage.postgres_url, f"CREATE DATABASE {name}")
+    stage.stack.callback(execute, stage.postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    return stage.postgres_url.replace("/postgres?", f"/{name}?")
+
+
+def _start(command: Sequence[str], ready: str, stage: Stage, **settings: str) -> tuple[str, int]:
+    """Start a command, to be stopped at the end; gives the group of `ready`, once its output matches, and the pid."""
+    log = stage.folder / f"{next(_numbers)}.log"
+    environment = {"PATH": os.environ["PATH"], **settings}  # and no setting of whoever runs the benchmark
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, cwd=stage.folder, stdout=output, stderr=output)
+    stage.stack.callback(_stop, process)
+    give_up = time.monotonic() + _START_SECONDS
+    while not (found := re.search(ready, log.read_text())):
+        if process.poll() is not None or time.monotonic() > give_up:
+            raise BenchmarkError(f"{' '.join(command)} did not start:\n{log.read_text()}")
+        time.sleep(_POLL_SECONDS)
+    return found[1], process.pid
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _run(command: Sequence[str], stage: Stage, database_url: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url}
+    finished = subprocess.run(command, env=environment, cwd=stage.folder, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise BenchmarkError(f"{' '.join(command)}: {finished.stdout}{finished.stderr}")

@@ -1,131 +1,95 @@
-"""What was measured, as it is kept in results.json, and the figures that are made of it."""
+"""What was measured, the ratios that are made of it, and what the service must reach."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import NamedTuple
 
-import msgspec
+from benchmarking.loads import BARE_UPDATE, FOUR_PROCESSES, LOADS, NO_DATABASE, SERVICE, WORKERS
 
+Key = tuple[str, int, str]
+"""Load, connections, contender."""
 
-class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One round of one contender.
+WAITING: Key = ("waiting", 10_000, SERVICE)
+"""What is none of LOADS: very many requests that wait, once."""
 
-    `requests` were answered in `seconds`, each with so many `updates`. CPU time is microseconds per request: of the
-    process that serves, and of the server that keeps the balances with all its children; None where there is none.
-    """
+Figures = Mapping[str, float]
+"""What was measured of a contender in one round.
 
-    load: str
-    connections: int
-    contender: str
-    round: int
-    requests: int
-    updates: int
-    seconds: float
-    p50_ms: float
-    p99_ms: float
-    service_cpu_us: float | None
-    store_cpu_us: float | None
-
-    @property
-    def rate(self) -> float:
-        """Updates per second."""
-        return self.requests * self.updates / self.seconds
+`rate`: updates per second; `p50_ms` and `p99_ms` of a request; `service_us`, `store_us` and `load_us`: CPU time of a
+request, of the processes that serve, of the server that keeps the balances, of the load generator. Of the service also
+`statements` per second; `wal_bytes` and `disk_bytes` of a change, its write-ahead log and its row in the journal with
+both indexes; `lock_failures`, deadlocks and lock timeouts in all; `reckoned`: the rate that the CPU times allow.
+Of WAITING only how many `requests` there were, and the service's resident memory, `before_mb` and `waiting_mb`.
+"""
 
 
-class Processes(msgspec.Struct, frozen=True, kw_only=True):
-    """Several processes on the same rows, beside one with as many connections in all."""
+class Results(NamedTuple):
+    """A run: rounds of so many seconds. `contenders`: what each is; `not_measured`: those that can't be, and why."""
 
-    processes: int
-    connections: int
-    seconds: int
-    rate_of_one: float
-    rate_of_all: float
-    p99_ms_of_one: float
-    p99_ms_of_all: float
-    deadlocks: int
-    lock_timeouts: int
-
-
-class Crowd(msgspec.Struct, frozen=True, kw_only=True):
-    """Resident memory of the service: before, with many connections of which each has a request that waits, and after
-    these were answered, the connections still open.
-    """
-
-    connections: int
-    connections_wanted: int
-    before_mb: float
-    waiting_mb: float
-    idle_mb: float
-
-
-class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """The service with so many workers.
-
-    CPU time is microseconds per request: of all workers, of PostgreSQL, and of the load generator, which shares the
-    machine's `cores`. The bytes are those of a change: its write-ahead log, and its journal row with both indexes.
-    """
-
-    load: str
-    connections: int
-    workers: int
-    cores: int
-    rate: float
-    p99_ms: float
-    service_cpu_us: float
-    store_cpu_us: float
-    load_cpu_us: float
-    statements_per_second: float
-    wal_bytes: float
-    disk_bytes: float
-
-    @property
-    def reckoned_rate(self) -> float:
-        """The rate that the CPU times allow: a worker or the load generator uses one core at most, all together all."""
-        threads = 1e6 / max(self.service_cpu_us / self.workers, self.load_cpu_us)
-        machine = self.cores * 1e6 / (self.service_cpu_us + self.store_cpu_us + self.load_cpu_us)
-        return min(threads, machine)
-
-
-class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole run."""
-
-    machine: Mapping[str, str]
-    versions: Mapping[str, str]
-    postgres_settings: Mapping[str, str]
+    measured: Mapping[Key, Sequence[Figures]]
     rounds: int
     seconds: int
-    not_measured: Sequence[str]
-    measurements: Sequence[Measurement]
-    processes: Processes | None
-    crowd: Crowd | None
-    scaling: Sequence[Scale] = ()
+    contenders: Mapping[str, str]
+    not_measured: Mapping[str, str]
+    machine: Mapping[str, str]
 
-    def of(self, load: str, connections: int, contender: str) -> list[Measurement]:
-        """The rounds of one contender, in order; none if it was not measured."""
-        return [
-            measurement
-            for measurement in self.measurements
-            if (measurement.load, measurement.connections, measurement.contender) == (load, connections, contender)
-        ]
+    def figures(self, key: Key, figure: str) -> list[float]:
+        """One figure of each round; none if it was not measured."""
+        return [figures[figure] for figures in self.measured.get(key, ()) if figure in figures]
 
-
-class Spread(msgspec.Struct, frozen=True):
-    """The median, the least and the greatest of several rounds."""
-
-    median: float
-    least: float
-    greatest: float
+    def ratios(self, above: Key, below: Key, figure: str = "rate") -> list[float]:
+        """The ratio in each round: neighbours in time, so that what disturbs the machine falls on both."""
+        pairs = zip(self.figures(above, figure), self.figures(below, figure), strict=False)
+        return [one / other for one, other in pairs if other]
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """What the values spread over; None of none."""
-    return Spread(median(values), min(values), max(values)) if values else None
+class Floor(NamedTuple):
+    """A floor or a ceiling, what was measured (nothing: empty), and the aim if there is one."""
+
+    what: str
+    measured: Sequence[float]
+    bound: float
+    at_least: bool = True
+    aim: float | None = None
+    digits: int = 2
+
+    @property
+    def kept(self) -> bool:
+        """Whether the median keeps the bound."""
+        return median(self.measured) >= self.bound if self.at_least else median(self.measured) <= self.bound
 
 
-def ratios(
-    above: Sequence[Measurement],
-    below: Sequence[Measurement],
-    figure: Callable[[Measurement], float | None] = lambda measurement: measurement.rate,
-) -> list[float]:
-    """The ratio in each round: rounds of the same number are close in time, so that noise falls on both."""
-    pairs = ((figure(one), figure(other)) for one, other in zip(above, below, strict=False))
-    return [one / other for one, other in pairs if one is not None and other]
+def floors(results: Results) -> Iterator[Floor]:
+    """All of them, in order."""
+
+    def ratio(load: str, contender: str, connections: int = 256, figure: str = "rate") -> list[float]:
+        return results.ratios((load, connections, SERVICE), (load, connections, contender), figure)
+
+    for load, bound, aim in (("hot", 0.75, 0.9), ("exhausted", 0.75, 0.9), ("rows", 0.6, 0.8), ("replays", 0.5, 0.65)):
+        yield Floor(f"{LOADS[load].title}: rate, of {NO_DATABASE}", ratio(load, NO_DATABASE), bound, aim=aim)
+    for load, bound in (("hot", 5), ("exhausted", 1.8), ("rows", 1.8)):
+        yield Floor(f"{LOADS[load].title}: rate, times {BARE_UPDATE}", ratio(load, BARE_UPDATE), bound)
+    bulk = results.ratios(("bulk", 16, SERVICE), ("rows", 256, SERVICE))
+    yield Floor(f"{LOADS['bulk'].title}: updates/s, times single requests", bulk, 4)
+    latency = ratio("hot", BARE_UPDATE, 1, "p50_ms")
+    yield Floor(f"one connection: median latency, times {BARE_UPDATE}", latency, 1.5, at_least=False)
+    for connections in (256, 1024):
+        pairs = zip(ratio("hot", NO_DATABASE, connections), ratio("hot", NO_DATABASE, 64), strict=False)
+        what = f"share of {NO_DATABASE} with {connections:,} connections, of that with 64"
+        yield Floor(what, [many / few for many, few in pairs], 0.9)
+    cpu = ratio("hot", NO_DATABASE, figure="service_us")
+    yield Floor(f"one hot row: CPU per request, times {NO_DATABASE}", cpu, 1.25, at_least=False)
+    four = ("fifty", 256, FOUR_PROCESSES)
+    p99 = results.ratios(four, ("fifty", 256, SERVICE), "p99_ms")
+    yield Floor("four processes on 50 rows: p99, times that of one process", p99, 4, at_least=False)
+    failures = results.figures(four, "lock_failures")
+    what = "four processes on 50 rows: deadlocks and lock timeouts"
+    yield Floor(what, [sum(failures)] if failures else [], 0, at_least=False, digits=0)
+    off = [
+        abs(reckoned / rate - 1)
+        for key in ((load, 256, contender) for load in ("hot", "rows") for contender in WORKERS)
+        for reckoned, rate in zip(results.figures(key, "reckoned"), results.figures(key, "rate"), strict=False)
+    ]
+    yield Floor("the rate reckoned from CPU times: how far from the measured one", off, 0.25, at_least=False)
+    memory = results.figures(WAITING, "waiting_mb")
+    yield Floor("resident memory with 10,000 requests that wait, MB", memory, 150, at_least=False, digits=0)
