@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from atomic_balance.changes import BALANCE_LIMIT, Change
 from atomic_balance.commit.planning import refusal
 
 
@@ -105,6 +106,9 @@ def _unjustified(
         perhaps = bisect_right(earliest, one.answered)
         low = versions[surely - 1] if surely else 0
         high = versions[perhaps] - 1 if perhaps < len(versions) else len(balances) - 1
-        if not any(refusal(one.amount, balance, minimum_balance) for balance in balances[low : high + 1]):
+        if not any(
+            refusal(Change(1, one.amount), balance - minimum_balance, BALANCE_LIMIT - balance)
+            for balance in balances[low : high + 1]
+        ):
             found.append(f"the refusal of {one.name} is not justified by a balance between versions {low} and {high}")
     return found

@@ -75,9 +75,10 @@ def one_by_one(account: Account, batch: Iterable[int]) -> list[bool]:
 @given(accounts, batches)
 def test_a_prefix_is_covered_just_where_the_extremes_of_its_running_sum_are(account: Account, batch: list[int]) -> None:
     """The statement looks at these extremes alone; it must apply the very batches that were planned."""
+    changes = [Change(1, amount) for amount in batch]
     for count in range(1, len(batch) + 1):
         assert _extremes_allow(account, batch[:count]) == (
-            covered_prefix(batch, account.balance, account.minimum) >= count
+            covered_prefix(changes, account.balance - account.minimum, BALANCE_LIMIT - account.balance) >= count
         )
 
 

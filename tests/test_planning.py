@@ -35,6 +35,10 @@ def applied_one_by_one(changes: list[int], balance: int, minimum: int) -> list[b
     return outcomes
 
 
+def updates(changes: list[int]) -> list[Change]:
+    return [Change(1, amount) for amount in changes]
+
+
 @given(st.lists(amounts), balances, st.integers(-30, 0))
 def test_the_prefix_is_what_would_be_applied_before_the_first_refusal(
     changes: list[int], balance: int, minimum: int
@@ -42,13 +46,13 @@ def test_the_prefix_is_what_would_be_applied_before_the_first_refusal(
     minimum = min(minimum, balance)
     outcomes = applied_one_by_one(changes, balance, minimum)
     first_refused = outcomes.index(False) if False in outcomes else len(outcomes)
-    assert covered_prefix(changes, balance, minimum) == first_refused
+    assert covered_prefix(updates(changes), balance - minimum, BALANCE_LIMIT - balance) == first_refused
 
 
 @given(amounts, balances, st.integers(-30, 0))
 def test_a_change_is_refused_exactly_where_the_balance_cannot_cover_it(amount: int, balance: int, minimum: int) -> None:
     minimum = min(minimum, balance)
-    reason = refusal(amount, balance, minimum)
+    reason = refusal(Change(1, amount), balance - minimum, BALANCE_LIMIT - balance)
     assert (reason is None) == applied_one_by_one([amount], balance, minimum)[0]
     if reason is Refusal.INSUFFICIENT_FUNDS:
         assert balance + amount < minimum
@@ -93,7 +97,8 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
 ) -> None:
     """Never jumping over a held change: as much as the balance covers or, if that is nothing, all there is room for."""
     account = WaitingAccount(1)
-    account.balance, account.minimum_balance = balance, minimum
+    if balance is not None:
+        account.available, account.room = balance - minimum, BALANCE_LIMIT - balance
     loop = asyncio.get_event_loop_policy().get_event_loop()
     for number, (amount, answered) in enumerate(changes):
         waiting = WaitingChange(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
@@ -108,7 +113,7 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
     if balance is None:
         assert part == live
     else:
-        covered = covered_prefix([waiting.change.amount for waiting in live], balance, minimum)
+        covered = covered_prefix([one.change for one in live], balance - minimum, BALANCE_LIMIT - balance)
         assert len(part) == (covered or len(live))
     live[0].alone = True
     assert account.next_changes(room) == live[:1]

@@ -1,5 +1,6 @@
 """The domain: what is asked of an account and what comes of it. Values only, no I/O."""
 
+from datetime import datetime
 from enum import StrEnum
 
 from msgspec import Struct
@@ -9,24 +10,61 @@ BALANCE_LIMIT = 2**53 - 1
 
 
 class Account(Struct, frozen=True, gc=False, rename="camel"):
-    """An account as it is now; `version` is how many changes it has had. It is answered as it is here."""
+    """An account as it is now. It is answered as it is here.
+
+    `held`: the part of the balance that open holds have set aside. `available`: what can be withdrawn or held, which is
+    balance - held - minimum_balance. `version`: how many changes it has had.
+    """
 
     user_id: int
     balance: int
+    held: int
+    available: int
     minimum_balance: int
     version: int
 
 
 class Change(Struct, frozen=True, gc=False):
-    """One requested update of an account.
+    """One requested change of an account.
 
-    `amount`: minor units, not 0; a negative one withdraws. `idempotency_key`: the caller's, None if it sent none.
+    `amount`: minor units, what it adds to the balance. `hold_amount`: what it adds to what is held: positive for a
+    hold, negative for the settlement that ends one. One of the two is not 0. `key`: the caller's - a hold's is its id -
+    or a settlement's, made from the hold's id; None if there is none. `hold_id`: which hold a settlement ends.
+    `lasting_seconds`: of a hold, for how long it holds; 0 for a settlement that is the hold's expiry.
     """
 
     user_id: int
     amount: int
-    idempotency_key: str | None = None
+    key: str | None = None
     reference: str | None = None
+    hold_amount: int = 0
+    hold_id: str | None = None
+    lasting_seconds: int | None = None
+
+    @property
+    def is_expiry(self) -> bool:
+        """Whether it settles a hold because that has expired."""
+        return self.lasting_seconds == 0
+
+
+def hold(user_id: int, hold_id: str, amount: int, lasting_seconds: int, reference: str | None) -> Change:
+    """The change that sets `amount` aside, under the key `hold_id`."""
+    return Change(user_id, 0, hold_id, reference, amount, lasting_seconds=lasting_seconds)
+
+
+def capture(user_id: int, hold_id: str, held: int, amount: int) -> Change:
+    """The settlement that withdraws `amount` of the `held` that a hold has set aside, and releases the rest."""
+    return Change(user_id, -amount, settlement_key(hold_id), None, -held, hold_id)
+
+
+def release(user_id: int, hold_id: str, held: int, expired: bool = False) -> Change:
+    """The settlement that releases all that a hold has set aside; `expired`: because its time is over."""
+    return Change(user_id, 0, settlement_key(hold_id), None, -held, hold_id, 0 if expired else None)
+
+
+def settlement_key(hold_id: str) -> str:
+    """The key of whatever settles a hold: all that try meet at it. It begins with a space, so no caller can send it."""
+    return f" settlement {hold_id}"
 
 
 class Refusal(StrEnum):
@@ -37,10 +75,14 @@ class Refusal(StrEnum):
 
 
 class Applied(Struct, frozen=True, gc=False):
-    """The change was committed; `balance` is the account's right after it. `replayed`: by an earlier request."""
+    """The change was committed; `balance` is the account's right after it. `replayed`: by an earlier request.
+
+    `expires_at`: of a hold, until when it holds.
+    """
 
     balance: int
     replayed: bool = False
+    expires_at: datetime | None = None
 
 
 class Refused(Struct, frozen=True, gc=False):
@@ -55,7 +97,7 @@ class Undecided(StrEnum):
 
     NO_SUCH_USER = "user_not_found"
     KEY_REUSED = "idempotency_key_reused"
-    """The key belongs to a change with another amount or reference."""
+    """The key belongs to another change: of another kind, or with another amount or reference."""
     TURNED_AWAY = "turned_away"
     """This request changed nothing, for want of a place, a connection or time; an earlier one with its key may have."""
     UNKNOWN = "outcome_unknown"
@@ -68,5 +110,10 @@ Outcome = Applied | Refused | Undecided
 
 
 def is_same(one: Change, other: Change) -> bool:
-    """Whether a second change under a key is the first one again."""
-    return one.amount == other.amount and one.reference == other.reference
+    """Whether a second change under a key is the first one again. How long a hold lasts is not compared."""
+    return (
+        one.amount == other.amount
+        and one.hold_amount == other.hold_amount
+        and one.reference == other.reference
+        and one.is_expiry == other.is_expiry
+    )

@@ -14,7 +14,7 @@ from enum import Enum, auto
 
 from msgspec import Struct, structs
 
-from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided, is_same
+from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refused, Undecided, is_same
 from atomic_balance.commit.planning import refusal
 from atomic_balance.commit.waiting import Backlog, Batch, WaitingAccount, WaitingChange
 from atomic_balance.observe.counting import Numbers
@@ -88,20 +88,28 @@ class GroupCommit:
         """Accept a change; the future gives its outcome, by the deadline, and is never an exception.
 
         An account's changes are applied in the order in which they are submitted. A duplicate of a change that waits -
-        the same user, key, amount and reference - waits for that one's outcome and takes no place of its own. Without a
-        place it is turned away at once. What each outcome promises is said where it is defined, in changes.py.
+        the same user, key, amounts and reference - waits for that one's outcome and takes no place of its own. Of the
+        settlements of a hold one is under way at a time: if it settles the hold, another one's outcome is KEY_REUSED,
+        or else the next is sent. Without a place a change is turned away at once. What each outcome promises is said
+        where it is defined, in changes.py.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        key = change.idempotency_key
+        self._accept(change, future)
+        return future
+
+    def _accept(self, change: Change, future: asyncio.Future[Outcome]) -> None:
+        key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
-            if not is_same(first.change, change):
-                self._resolve(future, Undecided.KEY_REUSED)
-            elif len(first.duplicates) < self._limits.waiting_changes_per_account:
-                first.duplicates.append(future)
-            else:
+            if len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
                 self._resolve(future, Undecided.TURNED_AWAY)
-            return future
+            elif is_same(first.change, change):
+                first.duplicates.append(future)
+            elif change.hold_id is not None:
+                first.followers.append((change, future))
+            else:
+                self._resolve(future, Undecided.KEY_REUSED)
+            return
         account = self._backlog.account(change.user_id)
         if (
             self.full
@@ -109,13 +117,12 @@ class GroupCommit:
             or self.failure is not None
         ):
             self._resolve(future, Undecided.TURNED_AWAY)
-            return future
+            return
         number = self._next_number
         self._next_number += 1
         deadline = self._loop.time() + self._limits.deadline_seconds
         key = key or f"{self._key_prefix}{number:012x}"
         self._backlog.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
-        return future
 
     @property
     def waiting_count(self) -> int:
@@ -380,15 +387,22 @@ class GroupCommit:
         What was waiting when the statement was sent is judged with what was sent, or it could wait for ever. Gives the
         refusals to be recorded first: of those that may be repeated.
         """
-        balance = result.balance
+        balance, held = result.balance, result.held
         if result.applied:
             for waiting in sent:
-                balance += waiting.change.amount
-                self._answer(waiting, Applied(balance))
-        account.balance, account.minimum_balance = balance, result.minimum_balance
+                change = waiting.change
+                balance += change.amount
+                if change.hold_amount:
+                    held += change.hold_amount
+                    self._numbers.count_hold(change)
+                    self._answer(waiting, Applied(balance, expires_at=result.expiry_of(change)))
+                else:
+                    self._answer(waiting, Applied(balance))
+        account.available = available = balance - held - result.minimum_balance
+        account.room = room = BALANCE_LIMIT - balance
         to_record: list[tuple[WaitingChange, RefusalRecord]] = []
         for waiting in account.arrived_before(arrived_before):
-            reason = refusal(waiting.change.amount, balance, result.minimum_balance)
+            reason = refusal(waiting.change, available, room)
             if reason is None:
                 continue
             if waiting.repeatable:
@@ -408,6 +422,13 @@ class GroupCommit:
             again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
             for duplicate in waiting.duplicates:
                 self._resolve(duplicate, again)
+        for change, future in waiting.followers:
+            if isinstance(outcome, Applied):
+                self._resolve(future, Undecided.KEY_REUSED)
+            elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN):
+                self._resolve(future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
+            else:
+                self._accept(change, future)
 
     def _resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is
@@ -447,9 +468,9 @@ def _set_in_flight(changes: Iterable[WaitingChange], in_flight: bool) -> None:
 
 def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
     """The outcome of a change that the journal blocked when it was sent."""
-    if recorded.amount != waiting.change.amount or recorded.reference != waiting.change.reference:
+    if not is_same(recorded.change, waiting.change):
         return Undecided.KEY_REUSED
     replayed = not waiting.unknown
     if recorded.refusal is None:
-        return Applied(recorded.balance, replayed)
+        return Applied(recorded.balance, replayed, recorded.expires_at)
     return Refused(recorded.refusal, replayed)

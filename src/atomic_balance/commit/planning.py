@@ -1,25 +1,30 @@
-"""What a balance covers. Pure functions on numbers; a balance covers a change if the sum is within both limits."""
+"""What an account covers. Pure functions on numbers.
+
+`available` is what can be withdrawn or held: balance - held - minimum balance. `room`: what the balance can still grow.
+A change moves both: available by amount - hold_amount, room by -amount. It is covered if neither falls below 0.
+"""
 
 from collections.abc import Iterable
 
-from atomic_balance.changes import BALANCE_LIMIT, Refusal
+from atomic_balance.changes import Change, Refusal
 
 
-def refusal(amount: int, balance: int, minimum_balance: int) -> Refusal | None:
-    """Why `balance`, by itself, can't cover a change by `amount`; None if it can."""
-    if balance + amount < minimum_balance:
+def refusal(change: Change, available: int, room: int) -> Refusal | None:
+    """Why `change`, by itself, can't be covered; None if it can."""
+    if available + change.amount - change.hold_amount < 0:
         return Refusal.INSUFFICIENT_FUNDS
-    if balance + amount > BALANCE_LIMIT:
+    if room - change.amount < 0:
         return Refusal.BALANCE_LIMIT_EXCEEDED
     return None
 
 
-def covered_prefix(amounts: Iterable[int], balance: int, minimum_balance: int) -> int:
-    """How many changes from the front, one applied after the other, stay within the limits at every step."""
+def covered_prefix(changes: Iterable[Change], available: int, room: int) -> int:
+    """How many changes from the front, one applied after the other, are covered at every step."""
     count = 0
-    for amount in amounts:
-        balance += amount
-        if not minimum_balance <= balance <= BALANCE_LIMIT:
+    for change in changes:
+        available += change.amount - change.hold_amount
+        room -= change.amount
+        if available < 0 or room < 0:
             break
         count += 1
     return count

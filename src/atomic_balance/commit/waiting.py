@@ -34,7 +34,8 @@ class WaitingChange:
     """A change that has not been answered, and what is known of it.
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
-    `duplicates`: the futures of later requests with the same key and change. `request_id`: whose request it was.
+    `duplicates`: the futures of later requests with the same key and change. `followers`: other settlements of the same
+    hold, with their futures: what becomes of this one decides what becomes of them. `request_id`: whose request it was.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class WaitingChange:
         "change",
         "deadline",
         "duplicates",
+        "followers",
         "future",
         "in_flight",
         "key",
@@ -67,12 +69,13 @@ class WaitingChange:
         self.deadline = deadline
         self.future = future
         self.request_id = request_id
-        self.repeatable = change.idempotency_key is not None
+        self.repeatable = change.key is not None
         self.in_flight = False
         self.unknown = False
         self.alone = False
         self.answered = False
         self.duplicates: list[asyncio.Future[Outcome]] = []
+        self.followers: list[tuple[Change, asyncio.Future[Outcome]]] = []
 
 
 class Place(Enum):
@@ -86,18 +89,19 @@ class Place(Enum):
 class WaitingAccount:
     """An account with waiting changes; an answered one stays among them until it is the first.
 
-    `balance`: the last known, None if none is. `contended`: its row could not be had in time when it was last tried.
+    `available`, `room`: as planning.py has them, the last known; None if they are not known. `contended`: its row could
+    not be had in time when it was last tried.
     """
 
-    __slots__ = ("balance", "changes", "contended", "minimum_balance", "place", "user_id")
+    __slots__ = ("available", "changes", "contended", "place", "room", "user_id")
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.place = Place.READY
         self.contended = False
         self.changes: deque[WaitingChange] = deque()
-        self.balance: int | None = None
-        self.minimum_balance = 0
+        self.available: int | None = None
+        self.room = 0
 
     def unanswered(self) -> Iterator[WaitingChange]:
         """The changes that have no answer yet."""
@@ -108,18 +112,17 @@ class WaitingAccount:
         return takewhile(lambda waiting: waiting.number < number, self.unanswered())
 
     def next_changes(self, count_max: int) -> list[WaitingChange]:
-        """What to send next: as many from the front as the last known balance covers or, if it covers none, all.
+        """What to send next: as many from the front as were covered when last known or, if none was, all.
 
-        A change that the balance doesn't cover is not jumped over. One that is to travel alone does. Nothing, where
+        A change that is not covered is not jumped over. One that is to travel alone does. Nothing, where
         everything has been answered.
         """
         changes = list(islice(self.unanswered(), count_max))
         if changes and changes[0].alone:
             return changes[:1]
-        if self.balance is None:
+        if self.available is None:
             return changes
-        amounts = (waiting.change.amount for waiting in changes)
-        return changes[: covered_prefix(amounts, self.balance, self.minimum_balance)] or changes
+        return changes[: covered_prefix((one.change for one in changes), self.available, self.room)] or changes
 
     def next_goes_alone(self) -> bool:
         """Whether its next change is to travel alone."""
@@ -186,7 +189,7 @@ class Backlog:
         return self._accounts.get(user_id)
 
     def keyed(self, user_id: int, key: str) -> WaitingChange | None:
-        """The change that waits under a caller's key."""
+        """The change that waits under a key."""
         return self._keyed.get((user_id, key))
 
     def add(self, waiting: WaitingChange) -> None:
@@ -198,14 +201,14 @@ class Backlog:
             self._queue(account)
         account.changes.append(waiting)
         self._unanswered[waiting.number] = waiting
-        if waiting.change.idempotency_key is not None:
+        if waiting.change.key is not None:
             self._keyed[user_id, waiting.key] = waiting
 
     def answer(self, waiting: WaitingChange) -> None:
         """Note that a change is answered; it must not have been before."""
         waiting.answered = True
         del self._unanswered[waiting.number]
-        if waiting.change.idempotency_key is not None:
+        if waiting.change.key is not None:
             del self._keyed[waiting.change.user_id, waiting.key]
 
     def due(self, now: float) -> list[WaitingChange]:

@@ -12,7 +12,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import json
 
+from atomic_balance.commit.expiry import Expiry
 from atomic_balance.commit.group_commit import GroupCommit, Limits
+from atomic_balance.commit.hold_reader import HoldReader
 from atomic_balance.http import handlers, live
 from atomic_balance.http.authorization import OPEN_PATHS, Tokens, answer_if_allowed
 from atomic_balance.http.bodies import Bodies
@@ -87,7 +89,16 @@ def make_app(
             yield
             await readiness.close()
 
-    app.cleanup_ctx.extend((store, group_commit, live.publishing))
+    async def holds(app: web.Application) -> AsyncIterator[None]:
+        accounts, committer = app[handlers.ACCOUNTS], app[handlers.GROUP_COMMIT]
+        async with HoldReader(accounts).running() as reader, Expiry(accounts, committer).running() as expiry:
+            app[handlers.HOLDS] = reader
+            metrics.gauges["open_holds"] = lambda: expiry.counts[0]
+            metrics.gauges["held"] = lambda: expiry.counts[1]
+            metrics.gauges["overdue_holds"] = lambda: expiry.counts[2]
+            yield
+
+    app.cleanup_ctx.extend((store, group_commit, holds, live.publishing))
     return app
 
 

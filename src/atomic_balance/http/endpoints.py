@@ -7,7 +7,7 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from atomic_balance.changes import Account
-from atomic_balance.http import handlers, live
+from atomic_balance.http import handlers, holds, live
 from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
@@ -17,6 +17,13 @@ from atomic_balance.http.messages import (
     BoundOutcome,
     ChangePath,
     Health,
+    Hold,
+    HoldCapture,
+    HoldPath,
+    HoldPlacement,
+    HoldRelease,
+    HoldsPage,
+    HoldsQuery,
     JournalPage,
     PageQuery,
     Readiness,
@@ -36,6 +43,15 @@ _BODY_ERRORS = (
     "internal_error",
     "unavailable",
 )
+_CHANGE_ERRORS = (
+    "insufficient_funds",
+    "balance_limit_exceeded",
+    "user_not_found",
+    "idempotency_key_reused",
+    "turned_away",
+    "outcome_unknown",
+)
+_SETTLEMENT_ERRORS = ("hold_not_found", "turned_away", "outcome_unknown")
 _STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
@@ -62,12 +78,25 @@ class Endpoint(Struct, frozen=True):
     examples: Mapping[str, Any] = {}
     idempotent: bool = False
     """Whether it takes an Idempotency-Key."""
+    replays: bool = False
+    """Whether its own path is the key, so that it can be repeated."""
+    body_required: bool = True
 
 
-_ACCOUNT = {"userId": 1, "balance": 9998, "minimumBalance": 0, "version": 1}
+_ACCOUNT = {"userId": 1, "balance": 9998, "held": 0, "available": 9998, "minimumBalance": 0, "version": 1}
+_HOLD = {
+    "userId": 1,
+    "holdId": "order-4711",
+    "amount": 500,
+    "reference": None,
+    "status": "held",
+    "expiresAt": "2026-01-31T12:15:00.000000Z",
+}
+_CAPTURED = {**_HOLD, "status": "captured", "captured": 450, "newBalance": 9550}
 _ENTRY = {
     "version": 1,
     "amount": -2,
+    "holdAmount": 0,
     "balance": 9998,
     "reference": "order 4711",
     "idempotencyKey": "4711-1",
@@ -84,12 +113,7 @@ ENDPOINTS = (
         {200: Reply(UpdatedBalance, "The change was applied", {"userId": 1, "newBalance": 9998})},
         errors=(
             *_BODY_ERRORS,
-            "insufficient_funds",
-            "balance_limit_exceeded",
-            "user_not_found",
-            "idempotency_key_reused",
-            "turned_away",
-            "outcome_unknown",
+            *_CHANGE_ERRORS,
         ),
         body=BalanceUpdate,
         examples={
@@ -189,6 +213,68 @@ ENDPOINTS = (
         },
         errors=(*_STORE_ERRORS, "key_not_found"),
         parameters=(ChangePath,),
+    ),
+    Endpoint(
+        "PUT",
+        "/api/users/{userId}/holds/{holdId}",
+        holds.place_hold,
+        "Set money aside, until it is captured, released, or the hold expires",
+        {
+            201: Reply(Hold, "The hold was placed", _HOLD),
+            200: Reply(Hold, "It had been placed before; this is what has become of it", _HOLD),
+        },
+        errors=(*_BODY_ERRORS, *_CHANGE_ERRORS, "hold_exists"),
+        parameters=(HoldPath,),
+        body=HoldPlacement,
+        examples={
+            "quarter": {"amount": 500, "expiresInSeconds": 900, "reference": "order 4711"},
+            "week": {"amount": 500},
+        },
+        replays=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/users/{userId}/holds/{holdId}/capture",
+        holds.capture_hold,
+        "Withdraw what is held, or a part of it; the rest is released",
+        {200: Reply(Hold, "The hold is captured", _CAPTURED)},
+        errors=(*_BODY_ERRORS, *_SETTLEMENT_ERRORS, "hold_captured", "hold_released", "hold_expired"),
+        parameters=(HoldPath,),
+        body=HoldCapture,
+        body_required=False,
+        examples={"all": {}, "part": {"amount": 450}},
+        replays=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/users/{userId}/holds/{holdId}/release",
+        holds.release_hold,
+        "Let go of what is held",
+        {200: Reply(Hold, "The hold is released, or has expired", {**_HOLD, "status": "released"})},
+        errors=(*_BODY_ERRORS, *_SETTLEMENT_ERRORS, "hold_captured"),
+        parameters=(HoldPath,),
+        body=HoldRelease,
+        body_required=False,
+        examples={"nothing": {}},
+        replays=True,
+    ),
+    Endpoint(
+        "GET",
+        "/api/users/{userId}/holds/{holdId}",
+        holds.read_hold,
+        "Read a hold, whatever has become of it",
+        {200: Reply(Hold, "The hold", _CAPTURED)},
+        errors=(*_STORE_ERRORS, "hold_not_found"),
+        parameters=(HoldPath,),
+    ),
+    Endpoint(
+        "GET",
+        "/api/users/{userId}/holds",
+        holds.read_holds,
+        "Read an account's open holds, by id",
+        {200: Reply(HoldsPage, "A page of open holds", {"holds": [_HOLD], "next": None})},
+        errors=(*_STORE_ERRORS, "user_not_found"),
+        parameters=(AccountPath, HoldsQuery),
     ),
     Endpoint(
         "GET",

@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from atomic_balance.changes import BALANCE_LIMIT
 
 UPDATES_MAX = 1_000
+LASTING_SECONDS_MAX = 365 * 24 * 3600
 PAGE_MAX = 1_000
 
 UPDATE_BYTES_MAX = 5 * 1024
@@ -43,6 +44,8 @@ Reference = Annotated[
     str,
     Meta(max_length=255, pattern=r"^[^\x00]*$", description="a string of up to 255 characters without NUL, or null"),
 ]
+PositiveAmount = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
+PageLimit = Annotated[int, Meta(ge=1, le=PAGE_MAX, description=f"an integer from 1 to {PAGE_MAX}")]
 IdempotencyKey = Annotated[
     str,
     Meta(
@@ -98,6 +101,32 @@ class BalanceUpdates(Body, frozen=True):
     ]
 
 
+class HoldPlacement(Body, frozen=True):
+    """What is to be set aside, and for how long. The hold's id stands in the path."""
+
+    bytes_max = UPDATE_BYTES_MAX
+
+    amount: PositiveAmount
+    expires_in_seconds: Annotated[
+        int, Meta(ge=1, le=LASTING_SECONDS_MAX, description=f"a number of seconds, 1 to {LASTING_SECONDS_MAX}")
+    ] = 7 * 24 * 3600
+    reference: Reference | None = None
+
+
+class HoldCapture(Body, frozen=True):
+    """How much of what is held is withdrawn; nothing: all of it."""
+
+    bytes_max = ACCOUNT_BYTES_MAX
+
+    amount: PositiveAmount | None = None
+
+
+class HoldRelease(Body, frozen=True):
+    """Nothing needs to be said."""
+
+    bytes_max = ACCOUNT_BYTES_MAX
+
+
 class AccountOpening(Body, frozen=True):
     """What an account is opened with. A negative minimum balance is an overdraft."""
 
@@ -131,10 +160,23 @@ class ChangePath(AccountPath, frozen=True):
     key: IdempotencyKey
 
 
+class HoldPath(AccountPath, frozen=True):
+    """The path of a hold."""
+
+    hold_id: IdempotencyKey
+
+
+class HoldsQuery(Request, frozen=True):
+    """Which page of open holds: those with an id above `after`, or the first."""
+
+    limit: PageLimit = 50
+    after: IdempotencyKey | None = None
+
+
 class PageQuery(Request, frozen=True):
     """Which page of a journal: changes with a version below `before`, or the newest."""
 
-    limit: Annotated[int, Meta(ge=1, le=PAGE_MAX, description=f"an integer from 1 to {PAGE_MAX}")] = 50
+    limit: PageLimit = 50
     before: Annotated[int, Meta(ge=1, le=2**63 - 1, description="a version, an integer from 1")] | None = None
 
 
@@ -162,10 +204,14 @@ class UpdateResults(Answer, frozen=True):
 
 
 class JournalEntry(Answer, frozen=True):
-    """An applied change: `balance` is the one right after it. A key that the service made is not shown."""
+    """An applied change: `balance` is the one right after it. A key that the service made is not shown.
+
+    `holdAmount`: what it added to what is held: negative for a settlement, 0 if it has nothing to do with a hold.
+    """
 
     version: int
     amount: int
+    hold_amount: int
     balance: int
     reference: str | None
     idempotency_key: str | None
@@ -188,9 +234,33 @@ class BoundOutcome(Answer, frozen=True):
     amount: int
     reference: str | None
     created_at: datetime
+    hold_amount: int | UnsetType = UNSET
     version: int | UnsetType = UNSET
     new_balance: int | UnsetType = UNSET
     error: str | UnsetType = UNSET
+
+
+class Hold(Answer, frozen=True):
+    """A hold, and what has become of it: `status` is held, captured, released or expired.
+
+    Of a captured one `captured` is how much was withdrawn, and `newBalance` the balance right after that.
+    """
+
+    user_id: int
+    hold_id: str
+    amount: int
+    reference: str | None
+    status: str
+    expires_at: datetime
+    captured: int | UnsetType = UNSET
+    new_balance: int | UnsetType = UNSET
+
+
+class HoldsPage(Answer, frozen=True):
+    """Open holds, by id; `next` is the path of the page that follows, null on the last."""
+
+    holds: list[Hold]
+    next: str | None
 
 
 class Health(Answer, frozen=True):

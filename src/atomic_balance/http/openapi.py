@@ -72,7 +72,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.body is not None:
         examples = {name: {"value": value} for name, value in endpoint.examples.items()}
         content = {"application/json": {"schema": _reference(endpoint.body), "examples": examples}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": endpoint.body_required, "content": content}
     return operation
 
 
@@ -99,7 +99,7 @@ def _replies(endpoint: Endpoint) -> dict[str, Any]:
     return {
         str(status): {
             "description": reply.text,
-            **({"headers": _REPLAYED} if endpoint.idempotent else {}),
+            **({"headers": _REPLAYED} if endpoint.idempotent or endpoint.replays else {}),
             "content": {
                 reply.content_type: {
                     "schema": _reference(reply.body) if reply.body else {},
@@ -121,7 +121,7 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
             "headers": {
                 **_VARY,
                 **(_RETRY_AFTER if status == 503 else {}),
-                **(_REPLAYED if endpoint.idempotent and status == 400 else {}),
+                **(_REPLAYED if (endpoint.idempotent or endpoint.replays) and status == 400 else {}),
             },
             "content": {
                 "application/json": {

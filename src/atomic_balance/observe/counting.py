@@ -8,15 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
-from atomic_balance.changes import Applied, Outcome, Refusal, Undecided
+from atomic_balance.changes import Applied, Change, Outcome, Refusal, Undecided
 from atomic_balance.postgres.failures import Failure
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+HOLD_EVENTS = ("placed", "captured", "released", "expired")
 CHANGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 OUTCOMES = ("applied", *Refusal, *Undecided)
 FAILURES = tuple(Failure)
 GAUGES = {
     "waiting_changes": "Changes that wait for their answer",
+    "open_holds": "Holds that are not settled, as the process sees them whose turn it is to settle those that expire",
+    "held": "What open holds have set aside together, as that process sees it",
+    "overdue_holds": "Open holds that expired over a second ago, as that process sees them",
     "pool_connections": "Connections of the pool for reads",
     "pool_idle_connections": "Those of them that are not in use",
 }
@@ -25,6 +29,7 @@ _PARTS = {
     "pid": 1,
     "outcomes": len(OUTCOMES),
     "replays": 1,
+    "hold_events": len(HOLD_EVENTS),
     "dropped_log_lines": 1,
     "failures": len(FAILURES),
     "gauges": len(GAUGES),
@@ -72,6 +77,7 @@ class Numbers:
         self.cells = cells
         self._outcomes = cells[_SLICES["outcomes"]]
         self._replays = cells[_SLICES["replays"]]
+        self._hold_events = cells[_SLICES["hold_events"]]
         self._dropped_log_lines = cells[_SLICES["dropped_log_lines"]]
         self._failures = cells[_SLICES["failures"]]
         self._gauges = cells[_SLICES["gauges"]]
@@ -91,6 +97,16 @@ class Numbers:
         """Count `count` log lines that could not be written."""
         self._dropped_log_lines[0] += count
 
+    def count_hold(self, change: Change) -> None:
+        """Count a hold that was placed, or its settlement by kind."""
+        if change.hold_amount > 0:
+            kind = 0
+        elif change.amount:
+            kind = 1
+        else:
+            kind = 3 if change.is_expiry else 2
+        self._hold_events[kind] += 1
+
     def count_failure(self, state: Failure) -> None:
         """Count a statement that failed."""
         self._failures[_FAILURE_CELL[state]] += 1
@@ -104,6 +120,11 @@ class Numbers:
     def replays(self) -> float:
         """How many of the outcomes were given again."""
         return self._replays[0]
+
+    @property
+    def hold_events(self) -> Mapping[str, float]:
+        """How many holds were placed, and settled by each of the ways that there are."""
+        return dict(zip(HOLD_EVENTS, self._hold_events, strict=True))
 
     @property
     def dropped_log_lines(self) -> float:

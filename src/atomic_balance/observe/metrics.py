@@ -59,6 +59,7 @@ class Metrics(Collector):
         total = self.total()
         yield _counter("atomic_balance_changes", "Changes answered", "outcome", total.outcomes)
         yield CounterMetricFamily("atomic_balance_replays", "Outcomes that were given again", value=total.replays)
+        yield _counter("atomic_balance_holds", "Holds placed, and settled by kind", "event", total.hold_events)
         yield _histogram(
             total.change_seconds, "atomic_balance_change_duration_seconds", "From a change's acceptance to its answer"
         )

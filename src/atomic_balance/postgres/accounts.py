@@ -1,20 +1,27 @@
 """Everything about accounts that is no change, and the journal as it is read."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import NamedTuple
 
 import asyncpg
 
-from atomic_balance.changes import Account, Refusal
+from atomic_balance.changes import Account, Refusal, settlement_key
 from atomic_balance.postgres.failures import Failure, UnreachableError, failure_of
 from atomic_balance.postgres.migrations import missing_migrations
 from atomic_balance.postgres.statements import (
     APPLIED_MIGRATIONS,
+    COUNT_OPEN_HOLDS,
+    EXPIRED_HOLDS,
     OPEN_ACCOUNT,
     READ_ACCOUNT,
     READ_CHANGE,
     READ_CHANGES,
+    READ_HOLDS,
+    READ_OPEN_HOLDS,
     SET_MINIMUM_BALANCE,
+    TAKE_EXPIRY_TURN,
 )
 from atomic_balance.settings import Settings
 
@@ -28,11 +35,47 @@ class Opening(NamedTuple):
     opened: bool
 
 
+class HoldStatus(StrEnum):
+    """What has become of a hold. One whose time is over is expired, whether or not it has been settled yet."""
+
+    HELD = "held"
+    CAPTURED = "captured"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class Hold(NamedTuple):
+    """A hold that was placed. `settled`: its settlement is in the journal. `captured`, `balance`: by its capture."""
+
+    user_id: int
+    hold_id: str
+    amount: int
+    reference: str | None
+    expires_at: datetime
+    status: HoldStatus
+    settled: bool = False
+    captured: int | None = None
+    balance: int | None = None
+
+
+class ExpiredHold(NamedTuple):
+    """An open hold whose time is over."""
+
+    user_id: int
+    hold_id: str
+    amount: int
+    expires_at: datetime
+
+
 class JournalRow(NamedTuple):
-    """A row of the journal. `version` is None, and `refusal` is not, if the change was refused."""
+    """A row of the journal. `version` is None, and `refusal` is not, if the change was refused.
+
+    `hold_amount`: what the change added to what is held; 0 if it has nothing to do with a hold.
+    """
 
     version: int | None
     amount: int
+    hold_amount: int
     balance: int
     idempotency_key: str
     reference: str | None
@@ -55,7 +98,7 @@ class Accounts:
         while True:
             rows = await self._fetch(OPEN_ACCOUNT, user_id, balance, minimum_balance)
             if rows:
-                account, opening = rows[0][:3], rows[0][3:]
+                account, opening = rows[0][:5], rows[0][5:]
                 return Opening(Account(user_id, *account), *opening)
 
     async def account(self, user_id: int) -> Account | None:
@@ -66,7 +109,7 @@ class Accounts:
     async def set_minimum_balance(self, user_id: int, minimum_balance: int) -> tuple[Account, bool] | None:
         """The account, and whether its minimum could be set; None if there is no such user."""
         rows = await self._fetch(SET_MINIMUM_BALANCE, user_id, minimum_balance)
-        return (Account(user_id, *rows[0][:3]), rows[0]["changed"]) if rows else None
+        return (Account(user_id, *rows[0][:5]), rows[0]["changed"]) if rows else None
 
     async def changes(self, user_id: int, before: int | None, count_max: int) -> list[JournalRow]:
         """The newest `count_max` applied changes with a version below `before`, newest first."""
@@ -76,6 +119,51 @@ class Accounts:
         """What is bound to a key; None if nothing is."""
         rows = await self._fetch(READ_CHANGE, user_id, idempotency_key)
         return _journal_row(rows[0]) if rows else None
+
+    async def holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
+        """The holds with these (user id, hold id); None where none was placed, or it was refused."""
+        rows = await self._fetch(
+            READ_HOLDS,
+            [user_id for user_id, _ in asked],
+            [hold_id for _, hold_id in asked],
+            [settlement_key(hold_id) for _, hold_id in asked],
+        )
+        found: list[Hold | None] = [None] * len(asked)
+        for position, amount, reference, expires_at, overdue, settled, expired, captured, balance in rows:
+            if not settled:
+                status = HoldStatus.EXPIRED if overdue else HoldStatus.HELD
+            elif expired:
+                status = HoldStatus.EXPIRED
+            else:
+                status = HoldStatus.CAPTURED if captured else HoldStatus.RELEASED
+            user_id, hold_id = asked[position - 1]
+            found[position - 1] = Hold(
+                user_id, hold_id, amount, reference, expires_at, status, bool(settled), captured, balance
+            )
+        return found
+
+    async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
+        """The first `count_max` open holds of an account with an id above `after`, by id."""
+        return [
+            Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.EXPIRED if overdue else HoldStatus.HELD)
+            for hold_id, amount, reference, expires_at, overdue in await self._fetch(
+                READ_OPEN_HOLDS, user_id, after, count_max
+            )
+        ]
+
+    async def take_expiry_turn(self, holder: str) -> bool:
+        """Whether it is the turn of `holder`, a name of one process alone, to settle what has expired."""
+        return bool(await self._fetch(TAKE_EXPIRY_TURN, holder))
+
+    async def expired_holds(self, after: ExpiredHold | None, count_max: int) -> list[ExpiredHold]:
+        """Open holds that have expired, from the first that did or from `after` on."""
+        place = (after.expires_at, after.user_id, after.hold_id) if after else (None, None, None)
+        return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, count_max)]
+
+    async def count_open_holds(self) -> tuple[int, float, int]:
+        """How many holds are open, what they hold together, and how many expired over a second ago."""
+        ((count, held, overdue),) = await self._fetch(COUNT_OPEN_HOLDS)
+        return count, held, overdue
 
     async def missing_migrations(self) -> list[str]:
         """The migrations that the database lacks, in order."""
@@ -105,5 +193,6 @@ class Accounts:
 
 
 def _journal_row(row: asyncpg.Record) -> JournalRow:
-    version, amount, balance, key, reference, created_at, refusal = row
-    return JournalRow(version, amount, balance, key, reference, created_at, Refusal(refusal) if refusal else None)
+    version, amount, hold_amount, balance, key, reference, created_at, refusal = row
+    reason = Refusal(refusal) if refusal else None
+    return JournalRow(version, amount, hold_amount or 0, balance, key, reference, created_at, reason)

@@ -1,6 +1,7 @@
 """A connection that applies batches: the SQL on the way of a change."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
@@ -13,23 +14,35 @@ from atomic_balance.settings import Settings
 
 
 class Recorded(NamedTuple):
-    """What the journal holds for a change: `refusal` None if it was applied."""
+    """What the journal holds for a change: the change itself, the balance after it; `refusal` None if it was applied.
 
+    `expires_at`: of a hold.
+    """
+
+    change: Change
     balance: int
-    amount: int
-    reference: str | None
     refusal: Refusal | None
+    expires_at: datetime | None
 
 
 class AccountResult(NamedTuple):
     """What became of an account's changes that were not recorded yet: all of them applied, or none.
 
-    `balance` is the one before them, or that of the statement's snapshot.
+    `balance` and `held` are those before them, or as they are now. `decided_at`: when they were applied, by the
+    database's clock; None if they were not.
     """
 
     applied: bool
     balance: int
+    held: int
     minimum_balance: int
+    decided_at: datetime | None
+
+    def expiry_of(self, change: Change) -> datetime | None:
+        """Until when `change`, which was applied, holds; None if it is no hold."""
+        if self.decided_at is None or not change.lasting_seconds:
+            return None
+        return self.decided_at + timedelta(seconds=change.lasting_seconds)
 
 
 class Answers(NamedTuple):
@@ -69,25 +82,25 @@ class Session:
         `repeatable`: which of them the journal may already hold. `lock_seconds`: the longest that it waits for a row.
         """
         user_ids = [change.user_id for change in changes]
-        one_account = self._citus and len(set(user_ids)) == 1
-        rows = await self._fetch(
-            APPLY_ACCOUNT if one_account else APPLY_CHANGES,
-            user_ids[0] if one_account else user_ids,
+        of_each = (
             keys,
             [change.amount for change in changes],
-            [change.reference for change in changes],
-            repeatable,
-            _milliseconds(lock_seconds),
+            *_of_holds(changes),
+            _unless_all(None, [change.reference for change in changes]),
+            _unless_all(False, repeatable),
         )
+        if self._citus and len(set(user_ids)) == 1:
+            rows = await self._fetch(APPLY_ACCOUNT, user_ids[0], *of_each, _milliseconds(lock_seconds))
+        else:
+            rows = await self._fetch(APPLY_CHANGES, user_ids[0], user_ids, *of_each, _milliseconds(lock_seconds))
         recorded = {}
         accounts = {}
         try:
-            for position, user_id, applied, balance, minimum_balance, amount, reference, refusal in rows:
+            for position, user_id, applied, balance, held, minimum, decided_at, *journal in rows:
                 if position is None:
-                    accounts[user_id] = AccountResult(applied, balance, minimum_balance)
+                    accounts[user_id] = AccountResult(applied, balance, held, minimum, decided_at)
                 else:
-                    reason = Refusal(refusal) if refusal else None
-                    recorded[position - 1] = Recorded(balance, amount, reference, reason)
+                    recorded[position - 1] = _recorded(user_id, balance, *journal)
         except ValueError as error:  # a refusal that only a newer version knows
             raise StatementError(Failure.UNKNOWN) from error
         return Answers(recorded, accounts)
@@ -99,6 +112,7 @@ class Session:
             [refused.change.user_id for refused in refusals],
             [refused.key for refused in refusals],
             [refused.change.amount for refused in refusals],
+            [refused.change.hold_amount or None for refused in refusals],
             [refused.change.reference for refused in refusals],
             [refused.balance for refused in refusals],
             [refused.refusal for refused in refusals],
@@ -129,6 +143,36 @@ class Session:
         except Exception as error:
             raise StatementError(failure_of(error, self._citus)) from error
         return rows
+
+
+def _of_holds(changes: Sequence[Change]) -> tuple[object, object, object]:
+    """The hold_amounts, hold_ids and seconds of a batch; nulls where it has nothing to do with holds."""
+    if not any(change.hold_amount for change in changes):
+        return None, None, None
+    return (
+        [change.hold_amount or None for change in changes],
+        [change.hold_id for change in changes],
+        [change.lasting_seconds for change in changes],
+    )
+
+
+def _unless_all(usual: object, values: Sequence[object]) -> Sequence[object] | None:
+    """`values`, or null if each is the `usual` one: an array that says nothing need not be sent, nor read."""
+    return None if values.count(usual) == len(values) else values
+
+
+def _recorded(
+    user_id: int,
+    balance: int,
+    amount: int,
+    hold_amount: int | None,
+    expires_at: datetime | None,
+    reference: str | None,
+    refusal: str | None,
+) -> Recorded:
+    is_expiry = expires_at is not None and (hold_amount or 0) < 0
+    change = Change(user_id, amount, None, reference, hold_amount or 0, lasting_seconds=0 if is_expiry else None)
+    return Recorded(change, balance, Refusal(refusal) if refusal else None, None if is_expiry else expires_at)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -6,12 +6,13 @@ WITH opened AS (
     INSERT INTO users (id, balance, opening_balance, minimum_balance, opening_minimum_balance)
     VALUES ($1, $2, $2, $3, $3)
     ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING
-    RETURNING balance, minimum_balance, version, opening_balance, opening_minimum_balance
+    RETURNING balance, held, minimum_balance, version, opening_balance, opening_minimum_balance
 )
-SELECT balance, minimum_balance, version, opening_balance, opening_minimum_balance, true AS opened
+SELECT balance, held, balance - held - minimum_balance AS available, minimum_balance, version,
+       opening_balance, opening_minimum_balance, true AS opened
   FROM opened
 UNION ALL
-SELECT balance, minimum_balance, version, opening_balance, opening_minimum_balance, false
+SELECT balance, held, balance - held - minimum_balance, minimum_balance, version, opening_balance, opening_minimum_balance, false
   FROM users
  WHERE id = $1
    AND NOT EXISTS (SELECT FROM opened)

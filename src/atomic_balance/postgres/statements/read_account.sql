@@ -1,5 +1,5 @@
 -- Read an account.
 -- $1 user_id.
-SELECT balance, minimum_balance, version
+SELECT balance, held, balance - held - minimum_balance AS available, minimum_balance, version
   FROM users
  WHERE id = $1

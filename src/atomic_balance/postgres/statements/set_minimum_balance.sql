@@ -1,17 +1,17 @@
--- Set an account's minimum balance where its balance is not below it.
+-- Set an account's minimum balance where what is not held is not below it.
 -- $1 user_id, $2 minimum balance.
 -- Gives the account as it is and whether the minimum was set. No row: no such user.
 WITH changed AS (
     UPDATE users
        SET minimum_balance = $2
      WHERE id = $1
-       AND balance >= $2
-    RETURNING balance, minimum_balance, version
+       AND balance - held >= $2
+    RETURNING balance, held, minimum_balance, version
 )
-SELECT balance, minimum_balance, version, true AS changed
+SELECT balance, held, balance - held - minimum_balance AS available, minimum_balance, version, true AS changed
   FROM changed
 UNION ALL
-SELECT balance, minimum_balance, version, false
+SELECT balance, held, balance - held - minimum_balance, minimum_balance, version, false
   FROM users
  WHERE id = $1
    AND NOT EXISTS (SELECT FROM changed)

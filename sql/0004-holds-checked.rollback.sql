@@ -1,0 +1,1 @@
+SELECT 1;  -- a constraint that was checked stays so

@@ -1,0 +1,146 @@
+"""Holds: from a request to its answer. A hold and its settlement are changes like any other."""
+
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from atomic_balance.changes import Applied, Change, Undecided, capture, hold, release
+from atomic_balance.http.errors import ApiError
+from atomic_balance.http.handlers import (
+    ACCOUNTS,
+    GROUP_COMMIT,
+    HOLDS,
+    answer_with,
+    answer_without,
+    marked,
+    parameters_of,
+    query_of,
+    read_body,
+)
+from atomic_balance.http.messages import (
+    AccountPath,
+    Hold,
+    HoldCapture,
+    HoldPath,
+    HoldPlacement,
+    HoldRelease,
+    HoldsPage,
+    HoldsQuery,
+)
+from atomic_balance.postgres.accounts import Hold as StoredHold
+from atomic_balance.postgres.accounts import HoldStatus
+
+_decode_placement = msgspec.json.Decoder(HoldPlacement)
+_decode_capture = msgspec.json.Decoder(HoldCapture)
+_decode_release = msgspec.json.Decoder(HoldRelease)
+_ENDED = {
+    HoldStatus.CAPTURED: "hold_captured",
+    HoldStatus.RELEASED: "hold_released",
+    HoldStatus.EXPIRED: "hold_expired",
+}
+
+
+async def place_hold(request: web.Request) -> web.Response:
+    """PUT /api/users/{userId}/holds/{holdId}: set money aside; asked again, it is the same hold."""
+    path = parameters_of(HoldPath, request.match_info)
+    asked = await read_body(request, _decode_placement)
+    change = hold(path.user_id, path.hold_id, asked.amount, asked.expires_in_seconds, asked.reference)
+    outcome = await request.app[GROUP_COMMIT].submit(change)
+    if isinstance(outcome, Applied) and not outcome.replayed and outcome.expires_at:
+        placed = StoredHold(
+            path.user_id, path.hold_id, asked.amount, asked.reference, outcome.expires_at, HoldStatus.HELD
+        )
+        return answer_with(_answer(placed), status=201)
+    if isinstance(outcome, Applied):
+        return marked(answer_with(_answer(await _found(request, path))), outcome.replayed)
+    if outcome is Undecided.KEY_REUSED:
+        if await request.app[HOLDS].read(path.user_id, path.hold_id) is None:
+            raise ApiError("idempotency_key_reused", "holdId: already used as the key of another change of this user")
+        raise ApiError("hold_exists")
+    return answer_without(request, change, outcome)
+
+
+async def capture_hold(request: web.Request) -> web.Response:
+    """POST /api/users/{userId}/holds/{holdId}/capture: withdraw what is held, or a part; the rest is released."""
+    path = parameters_of(HoldPath, request.match_info)
+    asked = await read_body(request, _decode_capture, HoldCapture())
+    found = await _found(request, path)
+    amount = asked.amount or found.amount
+    if amount > found.amount:
+        raise ApiError("invalid_request", f"amount: expected no more than is held, {found.amount}")
+    if found.status is HoldStatus.HELD:
+        change = capture(path.user_id, path.hold_id, found.amount, amount)
+        outcome = await _settle(request, change)
+        if isinstance(outcome, web.Response):
+            return outcome
+        if isinstance(outcome, Applied):
+            captured = found._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
+            return marked(answer_with(_answer(captured)), outcome.replayed)
+        found = await _found(request, path)
+    if found.status is HoldStatus.CAPTURED and found.captured == amount:
+        return marked(answer_with(_answer(found)), replayed=True)
+    raise ApiError(_ENDED[found.status])
+
+
+async def release_hold(request: web.Request) -> web.Response:
+    """POST /api/users/{userId}/holds/{holdId}/release: let go of what is held."""
+    path = parameters_of(HoldPath, request.match_info)
+    await read_body(request, _decode_release, HoldRelease())
+    found = await _found(request, path)
+    if not found.settled:
+        expired = found.status is HoldStatus.EXPIRED
+        outcome = await _settle(request, release(path.user_id, path.hold_id, found.amount, expired))
+        if isinstance(outcome, web.Response):
+            return outcome
+        if isinstance(outcome, Applied):
+            status = HoldStatus.EXPIRED if expired else HoldStatus.RELEASED
+            return marked(answer_with(_answer(found._replace(status=status))), outcome.replayed)
+        found = await _found(request, path)
+    if found.status is HoldStatus.CAPTURED:
+        raise ApiError(_ENDED[found.status])
+    return marked(answer_with(_answer(found)), replayed=True)
+
+
+async def read_hold(request: web.Request) -> web.Response:
+    """GET /api/users/{userId}/holds/{holdId}: a hold, whatever has become of it."""
+    return answer_with(_answer(await _found(request, parameters_of(HoldPath, request.match_info))))
+
+
+async def read_holds(request: web.Request) -> web.Response:
+    """GET /api/users/{userId}/holds: a page of the open holds."""
+    user_id = parameters_of(AccountPath, request.match_info).user_id
+    page = query_of(HoldsQuery, request)
+    accounts = request.app[ACCOUNTS]
+    rows = await accounts.open_holds(user_id, page.after or "", page.limit + 1)
+    if not rows and await accounts.account(user_id) is None:
+        raise ApiError("user_not_found")
+    shown = rows[: page.limit]
+    following = None
+    if len(rows) > len(shown):
+        following = f"/api/users/{user_id}/holds?limit={page.limit}&after={quote(shown[-1].hold_id, safe='')}"
+    return answer_with(HoldsPage([_answer(row) for row in shown], following))
+
+
+async def _settle(request: web.Request, change: Change) -> Applied | web.Response | None:
+    """Settle a hold: the outcome, an answer that says why there is none, or None if it was settled otherwise."""
+    outcome = await request.app[GROUP_COMMIT].submit(change)
+    if outcome is Undecided.KEY_REUSED:
+        return None
+    return outcome if isinstance(outcome, Applied) else answer_without(request, change, outcome)
+
+
+async def _found(request: web.Request, path: HoldPath) -> StoredHold:
+    found = await request.app[HOLDS].read(path.user_id, path.hold_id)
+    if found is None:
+        raise ApiError("hold_not_found")
+    return found
+
+
+def _answer(stored: StoredHold) -> Hold:
+    answer = Hold(
+        stored.user_id, stored.hold_id, stored.amount, stored.reference, stored.status.value, stored.expires_at
+    )
+    if stored.status is HoldStatus.CAPTURED:
+        answer = msgspec.structs.replace(answer, captured=stored.captured, new_balance=stored.balance)
+    return answer
