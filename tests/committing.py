@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from aiohttp import web
-
 from atomic_balance.commit.group_commit import GroupCommit
-from atomic_balance.http.app import make_app
-from atomic_balance.http.handlers import GROUP_COMMIT
+from atomic_balance.http import app
+from atomic_balance.observe.counting import shared_numbers
 from atomic_balance.settings import Settings
 
 _PATIENCE_SECONDS = 40
@@ -20,10 +18,7 @@ async def committing(settings: Settings) -> AsyncIterator[GroupCommit]:
 
     A test that would wait for ever ends with a TimeoutError.
     """
-    runner = web.AppRunner(make_app(settings))
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        await runner.setup()
-        try:
-            yield runner.app[GROUP_COMMIT]
-        finally:
-            await runner.cleanup()
+    (numbers,) = shared_numbers(1)
+    committer = GroupCommit(lambda: app.connect(settings), app.limits(settings), numbers)
+    async with asyncio.timeout(_PATIENCE_SECONDS), committer.running():
+        yield committer

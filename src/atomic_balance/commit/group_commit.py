@@ -101,14 +101,15 @@ class GroupCommit:
         key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
-            if len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
-                self._resolve(future, Undecided.TURNED_AWAY)
-            elif is_same(first.change, change):
-                first.duplicates.append(future)
-            elif change.hold_id is not None:
-                first.followers.append((change, future))
-            else:
+            same = is_same(first.change, change)
+            if not same and change.hold_id is None:
                 self._resolve(future, Undecided.KEY_REUSED)
+            elif len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
+                self._resolve(future, Undecided.TURNED_AWAY)
+            elif same:
+                first.duplicates.append(future)
+            else:
+                first.followers.append((change, future))
             return
         account = self._backlog.account(change.user_id)
         if (

@@ -1,24 +1,51 @@
 """The audit: recomputes every account from the journal, in one streaming pass over one snapshot."""
 
+import contextlib
 import heapq
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import psycopg
 
-from atomic_balance.changes import BALANCE_LIMIT, Refusal
-from atomic_balance.postgres.statements import VERIFY_ACCOUNTS, VERIFY_CHANGES
+from atomic_balance.changes import BALANCE_LIMIT, Refusal, settlement_key
+from atomic_balance.postgres.statements import VERIFY_ACCOUNTS, VERIFY_CHANGES, VERIFY_OPEN_HOLDS
 
 DIFFERENCES_MAX = 10
 _ROWS_PER_FETCH = 10_000
 
-AccountRow = tuple[int, int, int, int]
-"""user id, opening balance, balance, version"""
-ChangeRow = tuple[int, int | None, int, int, str | None]
-"""user id, version, amount, balance after it, None; if refused None for a version, the balance before it, refusal"""
+
+class AccountRow(NamedTuple):
+    """A row of `users`."""
+
+    user_id: int
+    opening_balance: int
+    balance: int
+    held: int
+    version: int
+
+
+class ChangeRow(NamedTuple):
+    """A row of the journal. A refused one has no version; its balance is the one that could not cover it."""
+
+    user_id: int
+    version: int | None
+    amount: int
+    balance: int
+    refusal: str | None
+    hold_amount: int | None
+    key: str
+
+
+class OpenHoldRow(NamedTuple):
+    """A row of the list of open holds."""
+
+    user_id: int
+    hold_id: str
+    amount: int
 
 
 class Summary(NamedTuple):
@@ -39,11 +66,24 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         total = _total(connection)
-        with connection.cursor("accounts") as accounts, connection.cursor("changes") as changes:
-            accounts.itersize = changes.itersize = _ROWS_PER_FETCH
-            accounts.execute(VERIFY_ACCOUNTS.encode())
-            changes.execute(VERIFY_CHANGES.encode())
-            return _audit(accounts, _counted(changes, lambda done: progress(done, total)))
+        with (
+            _stream(connection, "accounts", VERIFY_ACCOUNTS) as accounts,
+            _stream(connection, "changes", VERIFY_CHANGES) as changes,
+            _stream(connection, "open_holds", VERIFY_OPEN_HOLDS) as open_holds,
+        ):
+            return _audit(
+                itertools.starmap(AccountRow, accounts),
+                _counted(itertools.starmap(ChangeRow, changes), lambda done: progress(done, total)),
+                itertools.starmap(OpenHoldRow, open_holds),
+            )
+
+
+@contextlib.contextmanager
+def _stream(connection: psycopg.Connection, name: str, statement: str) -> Iterator[Iterable[tuple[Any, ...]]]:
+    with connection.cursor(name) as cursor:
+        cursor.itersize = _ROWS_PER_FETCH
+        cursor.execute(statement.encode())
+        yield cursor
 
 
 def _total(connection: psycopg.Connection) -> int:
@@ -55,26 +95,29 @@ def _counted(changes: Iterable[ChangeRow], progress: Callable[[int], None]) -> I
     done = 0
     for change in changes:
         yield change
-        done += change[1] is not None
+        done += change.version is not None
         if done % _ROWS_PER_FETCH == 0:
             progress(done)
     progress(done)
 
 
-def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow]) -> Summary:
-    """Merge the two streams, both in order of user id: of each user the account, then its changes."""
+def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_holds: Iterable[OpenHoldRow]) -> Summary:
+    """Merge the streams, all in order of user id: of each user the account, then its changes, then its open holds."""
     account_count = change_count = 0
     differences: list[str] = []
-    merged: Iterable[tuple[int, int, Any]]  # a row of either stream
-    merged = heapq.merge(((row[0], 0, row) for row in accounts), ((row[0], 1, row) for row in changes))
-    for user_id, rows in groupby(merged, itemgetter(0)):
-        _, is_change, account = next(rows)
-        if is_change:
-            difference: str | None = "has changes in the journal, but no account"
-        else:
+    streams: Iterable[Iterable[Any]] = (accounts, changes, open_holds)
+    merged = heapq.merge(
+        *((((row.user_id, place), row) for row in rows) for place, rows in enumerate(streams)), key=_place
+    )
+    for user_id, rows in groupby((row for _, row in merged), attrgetter("user_id")):
+        account = next(rows)
+        if isinstance(account, AccountRow):
             account_count += 1
-            count, difference = _recompute(account, (row for _, _, row in rows))
-            change_count += count
+            audit = _Audit(account)
+            difference = next(filter(None, map(audit.read, rows)), None) or audit.end()
+            change_count += audit.version
+        else:
+            difference = "has changes in the journal or open holds, but no account"
         if difference:
             differences.append(f"user {user_id}: {difference}")
             if len(differences) == DIFFERENCES_MAX:
@@ -82,36 +125,69 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow]) -> Summ
     return Summary(account_count, change_count, differences)
 
 
-def _recompute(account: AccountRow, changes: Iterator[ChangeRow]) -> tuple[int, str | None]:
-    """How many applied changes were read, and the first thing that is wrong with any."""
-    _, balance, balance_now, version_now = account
-    version = 0
-    for _, found_version, amount, found_balance, refusal in changes:
-        if found_version is None:
-            if not _can_be(refusal, amount, found_balance):
-                return (
-                    version,
-                    f"a change by {amount} at a balance of {found_balance} can't have been refused for {refusal}",
-                )
-            continue
-        version += 1
-        balance += amount
-        if found_version != version:
-            return version, f"after version {version - 1} the journal goes on with version {found_version}"
-        if found_balance != balance:
-            return version, f"version {version}: the balance after it is {balance}, the journal says {found_balance}"
-    if version != version_now:
-        return version, f"the journal ends with version {version}, the account is at {version_now}"
-    if balance != balance_now:
-        return version, f"the balance by the journal is {balance}, the account says {balance_now}"
-    return version, None
+_place = itemgetter(0)
 
 
-def _can_be(refusal: str | None, amount: int, balance: int) -> bool:
-    """Whether a change can have been refused so, whatever the minimum balance was; it is never above the balance."""
+class _Audit:
+    """An account, recomputed from what is read of it."""
+
+    def __init__(self, account: AccountRow) -> None:
+        self.version = 0
+        self._account = account
+        self._balance = account.opening_balance
+        self._held = 0
+        self._open: dict[str, int] = {}  # by the key that would settle it: its amount
+        self._listed: dict[str, int] = {}
+
+    def read(self, row: ChangeRow | OpenHoldRow) -> str | None:
+        """Go on with the next row; gives what is wrong with it."""
+        if isinstance(row, OpenHoldRow):
+            self._listed[settlement_key(row.hold_id)] = row.amount
+            return None
+        if row.version is None:
+            if _can_be(row.refusal, row.amount - (row.hold_amount or 0), row.amount, row.balance):
+                return None
+            return f"a change by {row.amount} at a balance of {row.balance} can't have been refused for {row.refusal}"
+        if row.version != self.version + 1:
+            return f"after version {self.version} the journal goes on with version {row.version}"
+        self.version += 1
+        self._balance += row.amount
+        self._held += row.hold_amount or 0
+        if row.balance != self._balance:
+            return f"version {row.version}: the balance after it is {self._balance}, the journal says {row.balance}"
+        if row.hold_amount is None:
+            return None
+        if row.hold_amount > 0:
+            self._open[settlement_key(row.key)] = row.hold_amount
+            return None if row.amount == 0 else f"version {row.version}: a hold moves the balance by {row.amount}"
+        if self._open.pop(row.key, None) != -row.hold_amount:
+            return f"version {row.version}: it settles {-row.hold_amount}, and there is no such open hold"
+        return None if row.hold_amount <= row.amount <= 0 else f"version {row.version}: it captures more than was held"
+
+    def end(self) -> str | None:
+        """What is wrong with the account after its last row."""
+        account = self._account
+        if self.version != account.version:
+            return f"the journal ends with version {self.version}, the account is at {account.version}"
+        if self._balance != account.balance:
+            return f"the balance by the journal is {self._balance}, the account says {account.balance}"
+        if self._held != account.held:
+            return f"what is held by the journal is {self._held}, the account says {account.held}"
+        if self._open != self._listed:
+            return (
+                f"the journal has {len(self._open)} open holds, the list of them {len(self._listed)}, and they differ"
+            )
+        return None
+
+
+def _can_be(refusal: str | None, freed: int, amount: int, balance: int) -> bool:
+    """Whether a change can have been refused so, whatever the minimum balance was; it is never above the balance.
+
+    `freed`: what the change adds to what is available.
+    """
     if refusal == Refusal.BALANCE_LIMIT_EXCEEDED:
         return balance + amount > BALANCE_LIMIT
-    return refusal == Refusal.INSUFFICIENT_FUNDS and amount < 0
+    return refusal == Refusal.INSUFFICIENT_FUNDS and freed < 0
 
 
 def progress_bar(done: int, total: int) -> None:
