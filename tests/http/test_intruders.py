@@ -20,7 +20,7 @@ from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.conftest import Client
 from tests.database import Database
-from tests.processes import running_service
+from tests.processes import ROOT, running_service
 
 UNAUTHORIZED = '{"error":"Authorization: expected Bearer and a token of this API"}'
 FORBIDDEN = '{"error":"Authorization: expected a token that may write, this one may only read"}'
@@ -199,7 +199,7 @@ async def test_the_service_needs_no_more_than_these_grants(
     database_url: str, aiohttp_client: AiohttpClient, settings: Settings
 ) -> None:
     """The GRANTs of README.md, word for word."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     grants = [line for line in readme.splitlines() if line.startswith("GRANT ")]
     assert len(grants) == 3
     with psycopg.connect(database_url, autocommit=True) as connection:
