@@ -6,7 +6,7 @@ The group commit on a real database against a model, while another process chang
 import asyncio
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,13 +50,6 @@ class Account(NamedTuple):
 
 
 over_a_database = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        yield database
 
 
 accounts = st.builds(Account, balances, minimums).filter(Account.is_allowed)

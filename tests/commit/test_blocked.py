@@ -8,6 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.client import session, update
 from tests.database import Database, until
 from tests.processes import Service, running_service
 
@@ -26,9 +27,7 @@ PATIENCE_SECONDS = 150
 
 
 async def change(client: aiohttp.ClientSession, service: Service, user_id: int, amount: int) -> int:
-    body = {"userId": user_id, "amount": amount}
-    async with client.post(f"{service.url}/api/balance/update", json=body) as answer:
-        return answer.status
+    return (await update(client, amount, user_id, service.url))[0]
 
 
 async def load_others(client: aiohttp.ClientSession, service: Service) -> float:
@@ -64,7 +63,7 @@ async def test_a_blocked_account_leaves_the_others_their_throughput(database_url
         database.execute("ANALYZE users")
         async with (
             running_service({"DATABASE_URL": database_url, **ENVIRONMENT}, tmp_path) as service,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+            session(connections_max=0) as client,
         ):
             for _ in range(ROUNDS):
                 with database.holding(UNRELATED_USER):

@@ -6,17 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psycopg
 import pytest
 from yarl import URL
 
-from tests.conftest import Client
+from tests.client import UPDATE, Client, opened, session
 from tests.processes import running_service
 
 pytestmark = pytest.mark.over_both_statements
-
-UPDATE = "/api/balance/update"
 
 
 async def update(client: Client, amount: int, key: str, **more: Any) -> tuple[int, str, bool]:
@@ -26,11 +23,6 @@ async def update(client: Client, amount: int, key: str, **more: Any) -> tuple[in
         marked = answer.headers.get("Idempotent-Replayed")
         assert marked in (None, "true")
         return answer.status, await answer.text(), marked == "true"
-
-
-async def opened(client: Client, balance: int, user_id: int = 1) -> None:
-    async with client.put(f"/api/users/{user_id}", json={"balance": balance}) as answer:
-        assert answer.status == 201
 
 
 async def test_the_first_outcome_is_given_again(client: Client) -> None:
@@ -148,10 +140,9 @@ async def test_a_storm_of_one_key_through_two_processes(database_url: str, tmp_p
     async with (
         running_service(environment, tmp_path) as one,
         running_service(environment, tmp_path) as other,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+        session(connections_max=0) as client,
     ):
-        async with client.put(f"{one.url}/api/users/1", json={"balance": 3}):
-            pass
+        await opened(client, 3, url=one.url)
 
         async def ask(number: int, key: str) -> tuple[int, str, bool]:
             url = (one.url, other.url)[number % 2] + UPDATE

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,8 @@ from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, U
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.settings import Settings
-from tests.committing import committing
+from tests.client import UPDATE
+from tests.committing import all_of, committing, patient
 from tests.database import Database, until
 from tests.fault_proxy import Link
 from tests.killable import postmaster
@@ -39,14 +39,6 @@ TAKE_KEY = (
     " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
 )
 INSUFFICIENT = Refused(Refusal.INSUFFICIENT_FUNDS)
-UPDATE = "/api/balance/update"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        yield database
 
 
 @pytest.fixture
@@ -54,16 +46,6 @@ def debug_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Everything that the service logs."""
     caplog.set_level(logging.DEBUG, "atomic_balance")
     return caplog
-
-
-def patient(url: str) -> Settings:
-    """Let a statement wait for a row as long as a test takes."""
-    return Settings(database_url=url, lock_seconds=20, statement_seconds=20, deadline_seconds=30)
-
-
-async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
-    async with asyncio.timeout(20):
-        return await asyncio.gather(*futures)
 
 
 # Waiting places

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
@@ -15,12 +15,13 @@ import pytest
 from msgspec import structs
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided
+from atomic_balance.changes import Applied, Change, Refusal, Refused, Undecided
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.failures import Failure, failure_of
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from tests.committing import committing
+from tests.client import UPDATE
+from tests.committing import all_of, committing, patient
 from tests.database import Database, until
 from tests.fault_proxy import FaultProxy, Link
 from tests.killable import killable_server
@@ -28,31 +29,13 @@ from tests.killable import killable_server
 pytestmark = pytest.mark.over_both_statements
 
 INSUFFICIENT = Refused(Refusal.INSUFFICIENT_FUNDS)
-UPDATE = "/api/balance/update"
 
 Fault = Callable[[Link], None]
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        yield database
-
-
-async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
-    async with asyncio.timeout(20):
-        return await asyncio.gather(*futures)
 
 
 def quick(url: str) -> Settings:
     """Give a statement up soon."""
     return Settings(database_url=url, statement_seconds=0.4)
-
-
-def patient(url: str) -> Settings:
-    """Let a statement wait for a row as long as a test takes."""
-    return Settings(database_url=url, lock_seconds=20, statement_seconds=20, deadline_seconds=30)
 
 
 # Lost, and found

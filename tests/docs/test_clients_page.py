@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,12 +48,6 @@ def directory(tmp_path: Path) -> Path:
     for language, name in FILES.items():
         (tmp_path / name).write_text(code(language))
     return tmp_path
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
 
 
 def code(language: str) -> str:

@@ -17,7 +17,7 @@ from atomic_balance.http.app import make_app
 from atomic_balance.http.messages import AccountOpening, AccountPatch, BalanceUpdate, BalanceUpdates, Body
 from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
-from tests.conftest import Client
+from tests.client import Client, opened
 
 pytestmark = pytest.mark.over_both_statements
 
@@ -43,12 +43,8 @@ def account(user_id: int, balance: int, version: int = 0) -> str:
     return f'{{"userId":{user_id},"balance":{balance},"minimumBalance":0,"version":{version}}}'
 
 
-async def opened(client: Client, user_id: int, balance: int) -> None:
-    assert (await ask(client, "PUT", f"/api/users/{user_id}", {"balance": balance}))[0] == 201
-
-
 async def test_an_update_answers_the_new_balance(client: Client) -> None:
-    await opened(client, 1, 10_000)
+    await opened(client, 10_000)
     assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":9998}')
     assert await update(client, {"userId": 1, "amount": 100}) == (200, '{"userId":1,"newBalance":10098}')
     assert await ask(client, "GET", "/api/users/1") == (
@@ -58,14 +54,14 @@ async def test_an_update_answers_the_new_balance(client: Client) -> None:
 
 
 async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(client: Client) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     assert await update(client, {"userId": 1, "amount": -11}) == (400, '{"error":"Insufficient funds"}')
     assert await update(client, {"userId": 1, "amount": -10}) == (200, '{"userId":1,"newBalance":0}')
     assert await update(client, {"userId": 1, "amount": -1}) == (400, '{"error":"Insufficient funds"}')
 
 
 async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client: Client) -> None:
-    await opened(client, 1, 1)
+    await opened(client, 1)
     assert await update(client, {"userId": 1, "amount": LIMIT}) == (400, '{"error":"Balance limit exceeded"}')
     assert await update(client, {"userId": 1, "amount": LIMIT - 1}) == (200, f'{{"userId":1,"newBalance":{LIMIT}}}')
     assert await update(client, {"userId": 1, "amount": -LIMIT}) == (200, '{"userId":1,"newBalance":0}')
@@ -125,7 +121,7 @@ async def test_opening_an_account_again(client: Client) -> None:
     ],
 )
 async def test_bad_input_names_the_member_and_changes_nothing(client: Client, body: bytes, error: str) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     text = json.dumps({"error": error}, separators=(",", ":"), ensure_ascii=False)
     assert await update(client, body) == (400, text)
     assert await ask(client, "GET", "/api/users/1") == (200, account(1, 10))
@@ -182,7 +178,7 @@ async def test_an_overdraft(client: Client) -> None:
     [("x" * 255, 200), ("ä" * 255, 200), ("", 200), (None, 200), ("x" * 256, 400), ("\0", 400), (1, 400)],
 )
 async def test_a_reference(client: Client, reference: Any, status: int) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     answered, text = await update(client, {"userId": 1, "amount": 1, "reference": reference})
     assert answered == status
     if status == 400 and reference != "\ud800":
@@ -190,7 +186,7 @@ async def test_a_reference(client: Client, reference: Any, status: int) -> None:
 
 
 async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
-    await opened(client, 1, 100)
+    await opened(client, 100)
     updates = [
         {"userId": 1, "amount": -2},
         {"userId": 1, "amount": -500},
@@ -232,14 +228,14 @@ async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
     ],
 )
 async def test_one_malformed_update_is_named_and_nothing_is_applied(client: Client, updates: Any, error: str) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     expected = 400, json.dumps({"error": error}, separators=(",", ":"), ensure_ascii=False)
     assert await ask(client, "POST", "/api/balance/updates", {"updates": updates}) == expected
     assert '"version":0' in (await ask(client, "GET", "/api/users/1"))[1]
 
 
 async def test_problem_details_for_those_who_accept_them(client: Client) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     for accept in ("application/problem+json", "application/json, application/problem+json;q=0.9"):
         answer = await client.post("/api/balance/update", json={"userId": 1, "amount": -11}, headers={"Accept": accept})
         assert (answer.status, answer.content_type) == (400, "application/problem+json")
@@ -258,7 +254,7 @@ async def test_problem_details_for_those_who_accept_them(client: Client) -> None
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", None])
 async def test_another_content_type_is_415_and_says_which_is_expected(client: Client, kind: str | None) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     headers = {"Content-Type": kind} if kind else {}
     data = b'{"userId":1,"amount":1}'
     skip = () if kind else ("Content-Type",)
@@ -268,7 +264,7 @@ async def test_another_content_type_is_415_and_says_which_is_expected(client: Cl
 
 
 async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     headers = {"Content-Type": "application/json; charset=utf-8"}
     async with client.post("/api/balance/update", data=b'{"userId":1,"amount":1}', headers=headers) as answer:
         assert answer.status == 200
@@ -278,7 +274,7 @@ async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
     "codings", [["gzip"], ["GZIP"], ["deflate"], ["br"], ["x-unknown"], ["identity, gzip"], ["identity", "gzip"]]
 )
 async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(client: Client, codings: list[str]) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     headers = [("Content-Type", "application/json"), *(("Content-Encoding", coding) for coding in codings)]
     data = b'{"userId":1,"amount":1}'
     for method, path in (("POST", "/api/balance/update"), ("PUT", "/api/users/1"), ("GET", "/healthz"), ("GET", "/no")):
@@ -290,7 +286,7 @@ async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(clie
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
 async def test_the_identity_encoding_is_fine(client: Client, coding: str) -> None:
-    await opened(client, 1, 10)
+    await opened(client, 10)
     body = b'{"userId":1,"amount":1}'
     assert (await ask(client, "POST", "/api/balance/update", body, **{"Content-Encoding": coding}))[0] == 200
 
@@ -330,7 +326,7 @@ BODIES = [
 async def test_every_body_fits_however_it_is_spelled_and_a_larger_one_is_413(
     client: Client, method: str, path: str, body: Any, kind: type[Body]
 ) -> None:
-    await opened(client, 1, 0)
+    await opened(client, 0)
     longest = escaped(body)
     for size, fits in ((len(longest), True), (kind.bytes_max, True), (kind.bytes_max + 1, False), (10**7, False)):
         sent = longest.ljust(size)
@@ -405,7 +401,7 @@ async def test_readiness_is_red_while_there_is_no_place_to_wait(
     settings = Settings(database_url=database_url, waiting_changes_max=2, waiting_changes_per_account_max=1)
     client = await aiohttp_client(make_app(settings))
     for user_id in (1, 2):
-        await opened(client, user_id, 10)
+        await opened(client, 10, user_id=user_id)
     with psycopg.connect(database_url) as blocker:
         blocker.execute("UPDATE users SET balance = balance")
         waiting = [asyncio.create_task(update(client, {"userId": user_id, "amount": 1})) for user_id in (1, 2)]

@@ -17,7 +17,8 @@ import pytest
 from atomic_balance.http import live
 from atomic_balance.observe.counting import Numbers
 from atomic_balance.postgres.verify import verify
-from tests.conftest import Client
+from tests.client import Client
+from tests.database import Database
 from tests.processes import Service, running_service
 
 pytestmark = pytest.mark.slow
@@ -44,20 +45,15 @@ async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
 
 
-async def opened(service: Service, balance: int) -> None:
-    async with aiohttp.request("PUT", f"{service.url}/api/users/1", json={"balance": balance}) as answer:
-        assert answer.status == 201
-
-
-async def test_ten_thousand_sockets_at_once(database_url: str, tmp_path: Path) -> None:
+async def test_ten_thousand_sockets_at_once(database: Database, tmp_path: Path) -> None:
     """All open together, then all ask: the reference race, each request on a connection of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     count = min(SOCKETS, (hard - SPARE_FILES) // 2 * 2)
-    environment = {"DATABASE_URL": database_url, "DEADLINE_SECONDS": "30", "SHUTDOWN_SECONDS": "40"}
+    environment = {"DATABASE_URL": database.url, "DEADLINE_SECONDS": "30", "SHUTDOWN_SECONDS": "40"}
     try:
         async with running_service(environment, tmp_path) as service:
-            await opened(service, count)
+            database.open({1: count})
             sockets = await asyncio.gather(*(connected(service) for _ in range(count)))
             for _, writer in sockets:
                 writer.write(request())
@@ -70,9 +66,9 @@ async def test_ten_thousand_sockets_at_once(database_url: str, tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_clients_that_pipeline_get_their_answers_in_order(database_url: str, tmp_path: Path) -> None:
-    async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
-        await opened(service, 1_000)
+async def test_clients_that_pipeline_get_their_answers_in_order(database: Database, tmp_path: Path) -> None:
+    async with running_service({"DATABASE_URL": database.url}, tmp_path) as service:
+        database.open({1: 1_000})
         reader, writer = await connected(service)
         writer.write(request() * 200)
         answers = [await answered(reader) for _ in range(200)]
@@ -80,11 +76,11 @@ async def test_clients_that_pipeline_get_their_answers_in_order(database_url: st
         writer.close()
 
 
-async def test_clients_that_dawdle_or_stall(database_url: str, tmp_path: Path) -> None:
+async def test_clients_that_dawdle_or_stall(database: Database, tmp_path: Path) -> None:
     """A byte at a time is fine; a body that does not arrive by the deadline is 408; nobody else waits for either."""
-    environment = {"DATABASE_URL": database_url, "DEADLINE_SECONDS": "2", "STATEMENT_SECONDS": "1"}
+    environment = {"DATABASE_URL": database.url, "DEADLINE_SECONDS": "2", "STATEMENT_SECONDS": "1"}
     async with running_service(environment, tmp_path) as service:
-        await opened(service, 1_000)
+        database.open({1: 1_000})
         slow = [await connected(service) for _ in range(50)]
         stalled = [await connected(service) for _ in range(50)]
         for _, writer in stalled:
@@ -106,11 +102,11 @@ async def test_clients_that_dawdle_or_stall(database_url: str, tmp_path: Path) -
             each.close()
 
 
-async def test_clients_that_vanish_while_they_wait(database_url: str, tmp_path: Path) -> None:
+async def test_clients_that_vanish_while_they_wait(database: Database, tmp_path: Path) -> None:
     """Their changes are applied, once, or not at all; those of others are not disturbed."""
-    async with running_service({"DATABASE_URL": database_url}, tmp_path) as service:
-        await opened(service, 10_000)
-        with psycopg.connect(database_url) as blocker:
+    async with running_service({"DATABASE_URL": database.url}, tmp_path) as service:
+        database.open({1: 10_000})
+        with psycopg.connect(database.url) as blocker:
             blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
             vanishing = [await connected(service) for _ in range(300)]
             staying = [await connected(service) for _ in range(300)]
@@ -130,16 +126,16 @@ async def test_clients_that_vanish_while_they_wait(database_url: str, tmp_path: 
         assert 300 <= account["version"] <= 600
         assert account["balance"] == 10_000 - 2 * account["version"]
         assert "Traceback" not in "".join(service.log)
-    assert verify(database_url).differences == []
+    assert verify(database.url).differences == []
 
 
-async def test_bodies_that_are_under_way_share_a_room(database_url: str, tmp_path: Path) -> None:
+async def test_bodies_that_are_under_way_share_a_room(database: Database, tmp_path: Path) -> None:
     """What finds none is 503 before more of it is read; lone updates need none; what has ended gives it back."""
     last = b'{"updates":[{"userId":1,"amount":-2}]}'
     head = b"POST /api/balance/updates HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     first = head + b"Content-Length: 4000000\r\n\r\n" + b" " * (4_000_000 - len(last))
-    async with running_service({"DATABASE_URL": database_url, "BODIES_BYTES_MAX": str(2**23)}, tmp_path) as service:
-        await opened(service, 1_000)
+    async with running_service({"DATABASE_URL": database.url, "BODIES_BYTES_MAX": str(2**23)}, tmp_path) as service:
+        database.open({1: 1_000})
         for left in (1_000, 994):
             connections = [await connected(service) for _ in range(6)]
             answers = {asyncio.create_task(answered(reader)): writer for reader, writer in connections}
@@ -162,12 +158,12 @@ async def test_bodies_that_are_under_way_share_a_room(database_url: str, tmp_pat
                 each.close()
 
 
-async def test_connections_that_say_nothing_or_take_nothing_are_closed(database_url: str, tmp_path: Path) -> None:
+async def test_connections_that_say_nothing_or_take_nothing_are_closed(database: Database, tmp_path: Path) -> None:
     """After IDLE_SECONDS; one whose change waits for longer than that gets its answer."""
     journal = b"GET /api/users/1/changes?limit=1000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     patience = {"IDLE_SECONDS": "1", "DEADLINE_SECONDS": "30", "SHUTDOWN_SECONDS": "40"}
-    async with running_service({"DATABASE_URL": database_url, **patience}, tmp_path) as service:
-        await opened(service, 10_000)
+    async with running_service({"DATABASE_URL": database.url, **patience}, tmp_path) as service:
+        database.open({1: 10_000})
         async with aiohttp.ClientSession() as client:
             many = {"updates": [{"userId": 1, "amount": 1, "reference": "r" * 255}] * 1_000}
             async with client.post(f"{service.url}/api/balance/updates", json=many) as answer:
@@ -179,7 +175,7 @@ async def test_connections_that_say_nothing_or_take_nothing_are_closed(database_
         address = urlsplit(service.url)
         with (
             socket.create_connection((address.hostname, address.port)) as deaf,
-            psycopg.connect(database_url) as blocker,
+            psycopg.connect(database.url) as blocker,
         ):
             deaf.sendall(journal * 50)
             await answered(idle[0])
@@ -203,9 +199,9 @@ def peers(service: Service) -> set[int]:
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-async def test_clients_that_go_away_are_no_error(database_url: str, tmp_path: Path, level: str) -> None:
-    async with running_service({"DATABASE_URL": database_url, "LOG_LEVEL": level}, tmp_path) as service:
-        await opened(service, 10)
+async def test_clients_that_go_away_are_no_error(database: Database, tmp_path: Path, level: str) -> None:
+    async with running_service({"DATABASE_URL": database.url, "LOG_LEVEL": level}, tmp_path) as service:
+        database.open({1: 10})
         bodies = [await connected(service) for _ in range(100)]
         pages = [await connected(service) for _ in range(100)]
         for _, writer in bodies:

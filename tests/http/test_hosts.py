@@ -8,7 +8,7 @@ from atomic_balance.http.app import make_app
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.hosts import host_check
 from atomic_balance.settings import Settings
-from tests.conftest import Client
+from tests.client import Client
 
 LOOPBACK = ["localhost", "LocalHost:3000", "localhost.", "api.localhost:1", "127.0.0.1", "127.8.9.10:80", "[::1]:3000"]
 STRANGERS = [

@@ -18,7 +18,7 @@ from atomic_balance.http.app import make_app
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
-from tests.conftest import Client
+from tests.client import Client
 from tests.database import Database
 from tests.processes import ROOT, running_service
 

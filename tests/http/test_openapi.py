@@ -7,7 +7,7 @@ import pytest
 
 from atomic_balance.http.app import make_app
 from atomic_balance.settings import Settings
-from tests.conftest import Client
+from tests.client import Client
 from tests.processes import ROOT, run, running_service
 
 

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from tests.client import session, update
+from tests.database import Database
 from tests.processes import Service, running_service
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,8 +30,9 @@ pytestmark = [
 
 
 @pytest.fixture
-async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
-    async with running_service({"DATABASE_URL": database_url}, tmp_path) as running:
+async def service(database: Database, tmp_path: Path) -> AsyncIterator[Service]:
+    database.open({1: 10})
+    async with running_service({"DATABASE_URL": database.url}, tmp_path) as running:
         yield running
 
 
@@ -61,12 +63,9 @@ async def overflow(page: Page) -> int:
 
 
 async def deposit(service: Service, count: int) -> None:
-    async with aiohttp.ClientSession() as client:
-        async with client.put(f"{service.url}/api/users/1", json={"balance": 10}) as answer:
-            assert answer.status in (200, 201)
+    async with session() as client:
         for _ in range(count):
-            async with client.post(f"{service.url}/api/balance/update", json={"userId": 1, "amount": 1}) as answer:
-                assert answer.status == 200
+            assert (await update(client, 1, url=service.url))[0] == 200
 
 
 async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 from msgspec import structs
@@ -10,20 +9,18 @@ from pytest_aiohttp import AiohttpClient
 
 from atomic_balance.http.app import make_app
 from atomic_balance.settings import Settings
-from tests.conftest import Client
+from tests.client import UPDATE, Client, update
 from tests.database import Database, until
 from tests.fault_proxy import Link
 
 DEADLINE_SECONDS = 3.0
-UPDATE = "/api/balance/update"
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        database.open({1: 10})
-        yield database
+def database(database: Database) -> Database:
+    """With an account."""
+    database.open({1: 10})
+    return database
 
 
 def impatient(url: str) -> Settings:
@@ -36,8 +33,7 @@ async def readiness(client: Client) -> tuple[int, dict[str, str]]:
 
 
 async def status_of_a_change(client: Client) -> int:
-    async with client.post(UPDATE, json={"userId": 1, "amount": 1}) as answer:
-        return answer.status
+    return (await update(client, 1))[0]
 
 
 async def becomes(client: Client, wanted: int) -> dict[str, str]:

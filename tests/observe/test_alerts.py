@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import Client
+from tests.client import Client, opened, update
 from tests.processes import ROOT, run
 
 RULES = ROOT / "docs" / "operations" / "alerts.yml"
@@ -24,9 +24,9 @@ async def test_promtool_accepts_the_rules() -> None:
 
 
 async def test_promtool_accepts_the_metrics(client: Client) -> None:
-    await client.put("/api/users/1", json={"balance": 1})
+    await opened(client, 1)
     for amount in (1, -5):
-        await client.post("/api/balance/update", json={"userId": 1, "amount": amount})
+        await update(client, amount)
     text = await (await client.get("/metrics")).read()
     promtool = await asyncio.create_subprocess_exec(
         *("promtool", "check", "metrics"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=-2

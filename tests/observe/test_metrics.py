@@ -4,9 +4,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import Client
-
-UPDATE = "/api/balance/update"
+from tests.client import UPDATE, Client, opened
 
 
 async def samples(client: Client) -> dict[str, float]:
@@ -24,7 +22,7 @@ async def samples(client: Client) -> dict[str, float]:
 async def test_metrics_count_what_was_answered(client: Client) -> None:
     before = await samples(client)
     assert before["waiting_changes"] == 0
-    await client.put("/api/users/1", json={"balance": 10})
+    await opened(client, 10)
     for amount, user_id in ((-4, 1), (-4, 1), (-4, 1), (2**53 - 1, 1), (1, 2)):
         await client.post(UPDATE, json={"userId": user_id, "amount": amount})
     for amount in (1, 1, 2):
@@ -46,7 +44,7 @@ async def test_metrics_count_what_was_answered(client: Client) -> None:
 
 
 async def test_changes_that_travel_together_are_seen_together(client: Client) -> None:
-    await client.put("/api/users/1", json={"balance": 10})
+    await opened(client, 10)
     updates = {"updates": [{"userId": 1, "amount": 1}] * 300}
     answers = await asyncio.gather(*(client.post("/api/balance/updates", json=updates) for _ in range(3)))
     assert {answer.status for answer in answers} == {200}

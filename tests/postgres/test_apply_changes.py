@@ -19,13 +19,6 @@ HAMMERS = 6
 ROWS = 50
 
 
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        yield database
-
-
 @pytest.mark.parametrize("users", [2, 50, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_the_plan_takes_rows_in_the_order_of_their_ids(database: Database, users: int) -> None:
     """A nested loop, driven by the sorted accounts of the batch; over the primary key, where users are many."""

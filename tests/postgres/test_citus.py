@@ -43,12 +43,6 @@ OF_NO_USER = {"applied_migrations"}
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
 def partitioned(database: Database) -> Database:
     """A database whose journal is partitioned as the documentation says."""
     (recipe,) = re.findall(r"```sql\n(BEGIN;\n.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)

@@ -21,6 +21,7 @@ import pytest
 
 from atomic_balance.postgres import embedded
 from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
+from tests.client import UPDATE, opened, session, update
 from tests.database import until
 from tests.killable import postmaster
 from tests.processes import ROOT, Service, run, running_service
@@ -51,22 +52,6 @@ def directory(through: tuple[str, ...], tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def update(service: Service, amount: int) -> str:
-    async with (
-        aiohttp.ClientSession() as client,
-        client.post(f"{service.url}/api/balance/update", json={"userId": 1, "amount": amount}) as answer,
-    ):
-        return await answer.text()
-
-
-async def opened(service: Service) -> None:
-    async with (
-        aiohttp.ClientSession() as client,
-        client.put(f"{service.url}/api/users/1", json={"balance": 10_000}) as answer,
-    ):
-        assert answer.status == 201
-
-
 async def server_gone(data_dir: Path) -> None:
     """Wait until no server process holds the lock of `data_dir` any more."""
     with (data_dir / "lock").open("a") as lock:
@@ -80,44 +65,48 @@ async def server_gone(data_dir: Path) -> None:
                     return
 
 
-async def test_a_restart_has_every_committed_balance(directory: Path, through: tuple[str, ...]) -> None:
+async def test_a_restart_has_every_committed_balance(
+    directory: Path, through: tuple[str, ...], caller: aiohttp.ClientSession
+) -> None:
     async with running_service({}, directory, through) as service:
-        await opened(service)
-        assert await update(service, -1) == '{"userId":1,"newBalance":9999}'
+        await opened(caller, url=service.url)
+        assert await update(caller, -1, url=service.url) == (200, '{"userId":1,"newBalance":9999}')
     assert service.process.returncode == 0
     await server_gone(directory / ".data")
     async with running_service({}, directory, through) as service:
-        assert await update(service, -1) == '{"userId":1,"newBalance":9998}'
+        assert await update(caller, -1, url=service.url) == (200, '{"userId":1,"newBalance":9998}')
 
 
-async def test_a_killed_service_leaves_no_server_and_loses_nothing(directory: Path, through: tuple[str, ...]) -> None:
+async def test_a_killed_service_leaves_no_server_and_loses_nothing(
+    directory: Path, through: tuple[str, ...], caller: aiohttp.ClientSession
+) -> None:
     async with running_service({}, directory, through) as service:
-        await opened(service)
+        await opened(caller, url=service.url)
         for left in (9998, 9996, 9994):
-            assert await update(service, -2) == f'{{"userId":1,"newBalance":{left}}}'
+            assert await update(caller, -2, url=service.url) == (200, f'{{"userId":1,"newBalance":{left}}}')
         service.process.send_signal(signal.SIGKILL)
         await service.process.wait()
     if sys.platform == "linux":
         await server_gone(directory / ".data")
     async with running_service({}, directory, through) as service:
-        assert await update(service, -2) == '{"userId":1,"newBalance":9992}'
+        assert await update(caller, -2, url=service.url) == (200, '{"userId":1,"newBalance":9992}')
 
 
 async def test_a_restart_right_after_a_kill_waits_for_the_dying_server(
-    directory: Path, through: tuple[str, ...]
+    directory: Path, through: tuple[str, ...], caller: aiohttp.ClientSession
 ) -> None:
     async with running_service({}, directory, through) as service:
-        await opened(service)
+        await opened(caller, url=service.url)
         service.process.send_signal(signal.SIGKILL)
         async with running_service({}, directory, through) as next_one:
-            assert await update(next_one, -2) == '{"userId":1,"newBalance":9998}'
+            assert await update(caller, -2, url=next_one.url) == (200, '{"userId":1,"newBalance":9998}')
 
 
-async def test_a_second_service_shares_the_server(tmp_path: Path) -> None:
+async def test_a_second_service_shares_the_server(tmp_path: Path, caller: aiohttp.ClientSession) -> None:
     async with running_service({}, tmp_path) as one, running_service({}, tmp_path) as other:
-        await opened(one)
-        assert await update(other, -1) == '{"userId":1,"newBalance":9999}'
-        assert await update(one, -1) == '{"userId":1,"newBalance":9998}'
+        await opened(caller, url=one.url)
+        assert await update(caller, -1, url=other.url) == (200, '{"userId":1,"newBalance":9999}')
+        assert await update(caller, -1, url=one.url) == (200, '{"userId":1,"newBalance":9998}')
         status, output = await run(*(sys.executable, "-m", "atomic_balance", "open", "1", "5"), directory=tmp_path)
         assert (status, output) == (0, "user 1 exists already, balance 9998\n")
 
@@ -130,11 +119,11 @@ async def withdrawals(service: Service) -> AsyncIterator[Counter[int]]:
 
     async def withdraw() -> None:
         while not over.is_set():
-            async with client.post(f"{service.url}/api/balance/update", json={"userId": 1, "amount": -1}) as answer:
+            async with client.post(service.url + UPDATE, json={"userId": 1, "amount": -1}) as answer:
                 answers[answer.status] += 1
             await asyncio.sleep(0.01)
 
-    async with aiohttp.ClientSession() as client, asyncio.TaskGroup() as tasks:
+    async with session() as client, asyncio.TaskGroup() as tasks:
         for _ in range(10):
             tasks.create_task(withdraw())
         yield answers
@@ -156,27 +145,30 @@ PATIENT = {"DEADLINE_SECONDS": "20", "SHUTDOWN_SECONDS": "25"}
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_killed_server_is_started_again_and_no_change_is_lost(
-    directory: Path, through: tuple[str, ...], workers: str
+    directory: Path, through: tuple[str, ...], workers: str, caller: aiohttp.ClientSession
 ) -> None:
     async with running_service({**PATIENT, "WORKERS": workers}, directory, through) as service:
-        await opened(service)
+        await opened(caller, url=service.url)
         async with withdrawals(service) as answers:
             for _ in range(2):
                 await more(answers)
                 os.kill(postmaster(directory / ".data"), signal.SIGKILL)
             await more(answers)
         assert set(answers) == {200}
-        assert await update(service, -1) == f'{{"userId":1,"newBalance":{10_000 - answers.total() - 1}}}'
+        assert await update(caller, -1, url=service.url) == (
+            200,
+            f'{{"userId":1,"newBalance":{10_000 - answers.total() - 1}}}',
+        )
     assert service.process.returncode == 0
     await server_gone(directory / ".data")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_the_server_is_taken_over_when_the_service_that_had_it_ends(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, caller: aiohttp.ClientSession
 ) -> None:
     async with running_service(PATIENT, tmp_path) as one, running_service(PATIENT, tmp_path) as other:
-        await opened(one)
+        await opened(caller, url=one.url)
         async with withdrawals(other) as answers:
             await more(answers)
             one.process.send_signal(number)
@@ -184,20 +176,25 @@ async def test_the_server_is_taken_over_when_the_service_that_had_it_ends(
             await logged(other, "was started here again")
             await more(answers)
         assert set(answers) == {200}
-        assert await update(other, -1) == f'{{"userId":1,"newBalance":{10_000 - answers.total() - 1}}}'
+        assert await update(caller, -1, url=other.url) == (
+            200,
+            f'{{"userId":1,"newBalance":{10_000 - answers.total() - 1}}}',
+        )
     assert other.process.returncode == 0
     await server_gone(tmp_path / ".data")
 
 
-async def test_a_server_that_does_not_start_is_tried_again_until_it_does(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_start_is_tried_again_until_it_does(
+    tmp_path: Path, caller: aiohttp.ClientSession
+) -> None:
     async with running_service(PATIENT, tmp_path) as service:
-        await opened(service)
+        await opened(caller, url=service.url)
         (cluster,) = (tmp_path / ".data").glob("postgres-*/")
         (cluster / "global").rename(cluster / "away")
         os.kill(postmaster(tmp_path / ".data"), signal.SIGKILL)
         await logged(service, "can't be started again")
         (cluster / "away").rename(cluster / "global")
-        assert await update(service, -1) == '{"userId":1,"newBalance":9999}'
+        assert await update(caller, -1, url=service.url) == (200, '{"userId":1,"newBalance":9999}')
 
 
 async def test_the_service_can_be_stopped_while_its_server_does_not_start(tmp_path: Path) -> None:

@@ -3,24 +3,14 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 
 from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES
 from atomic_balance.postgres.verify import Summary, verify
-from tests.conftest import Client
+from tests.client import Client, opened, update
 from tests.processes import run
-
-
-async def opened(client: Client, user_id: int = 1, balance: int = 100) -> None:
-    assert (await client.put(f"/api/users/{user_id}", json={"balance": balance})).status == 201
-
-
-async def update(client: Client, amount: int, user_id: int = 1, **more: Any) -> None:
-    answer = await client.post("/api/balance/update", json={"userId": user_id, "amount": amount, **more})
-    assert answer.status == 200
 
 
 async def page(client: Client, path: str) -> tuple[list[tuple[int, int, int]], str | None]:
@@ -31,7 +21,7 @@ async def page(client: Client, path: str) -> tuple[list[tuple[int, int, int]], s
 
 
 async def test_pages_newest_first_stay_the_same_while_changes_arrive(client: Client) -> None:
-    await opened(client)
+    await opened(client, 100)
     for amount in (1, 2, 3, 4, 5):
         await update(client, amount)
     first, following = await page(client, "/api/users/1/changes?limit=2")
@@ -47,7 +37,7 @@ async def test_pages_newest_first_stay_the_same_while_changes_arrive(client: Cli
 
 
 async def test_an_entry_shows_all_that_is_known_of_a_change(client: Client) -> None:
-    await opened(client)
+    await opened(client, 100)
     headers = {"Idempotency-Key": "k"}
     await client.post("/api/balance/update", json={"userId": 1, "amount": -2, "reference": "r"}, headers=headers)
     await client.post("/api/balance/update", json={"userId": 1, "amount": -200}, headers={"Idempotency-Key": "refused"})
@@ -84,7 +74,7 @@ async def test_the_changes_of_nobody(client: Client) -> None:
 async def test_the_audit_passes_on_a_live_database(client: Client, database_url: str) -> None:
     assert verify(database_url) == Summary(0, 0, [])
     for user_id in (1, 2, 3):
-        await opened(client, user_id)
+        await opened(client, 100, user_id)
     updating = asyncio.gather(*(update(client, number % 7 + 1, number % 2 + 1) for number in range(500)))
     while not updating.done():
         assert (await asyncio.to_thread(verify, database_url)).differences == []
@@ -97,7 +87,7 @@ async def test_the_audit_passes_on_a_live_database(client: Client, database_url:
 async def a_journal(client: Client) -> None:
     """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit."""
     for user_id in (1, 2, 3):
-        await opened(client, user_id)
+        await opened(client, 100, user_id)
         for amount in (1, 2, 8):
             await update(client, amount, user_id)
         for key, amount in (("little", -500), ("much", 2**53 - 1)):

@@ -6,6 +6,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.client import update
 from tests.processes import running_service
 
 # Read by Python before the service starts: to carry a change of user 666 raises something unforeseen.
@@ -30,15 +31,10 @@ def environment(database_url: str, tmp_path: Path) -> dict[str, str]:
     return {"DATABASE_URL": database_url, "PYTHONPATH": str(tmp_path), "DRAIN_SECONDS": "0.5"}
 
 
-async def change(client: aiohttp.ClientSession, url: str, user_id: int) -> int:
-    async with client.post(f"{url}/api/balance/update", json={"userId": user_id, "amount": 1}) as answer:
-        return answer.status
-
-
 async def test_a_lane_that_dies_ends_the_process(environment: dict[str, str], tmp_path: Path) -> None:
     async with running_service(environment, tmp_path) as service, aiohttp.ClientSession() as client:
-        assert await change(client, service.url, 1) == 404
-        assert await change(client, service.url, 666) == 503
+        assert (await update(client, 1, user_id=1, url=service.url))[0] == 404
+        assert (await update(client, 1, user_id=666, url=service.url))[0] == 503
         async with client.get(f"{service.url}/readyz") as answer:
             assert answer.status == 503
         async with asyncio.timeout(20):
@@ -54,11 +50,11 @@ async def test_a_worker_whose_lane_dies_is_replaced(environment: dict[str, str],
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as client,
     ):
         for _ in range(3):
-            assert await change(client, service.url, 666) == 503
+            assert (await update(client, 1, user_id=666, url=service.url))[0] == 503
             async with asyncio.timeout(20):
                 while True:
                     try:
-                        if await change(client, service.url, 1) == 404:
+                        if (await update(client, 1, user_id=1, url=service.url))[0] == 404:
                             break
                     except aiohttp.ClientError:
                         await asyncio.sleep(0.05)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import aiohttp
 import psutil
-import psycopg
 import pytest
 
+from tests.client import UPDATE
+from tests.database import Database
 from tests.processes import Service, bare_environment, running_service
 
 CALLERS = 20
@@ -21,10 +22,11 @@ BALANCE = 1_000_000_000
 
 
 @pytest.fixture(params=["1", "2"])
-def environment(request: pytest.FixtureRequest, database_url: str) -> dict[str, str]:
+def environment(request: pytest.FixtureRequest, database: Database) -> dict[str, str]:
     """The settings of a service with one worker, or several. Its deadline is longer than any pause of the machine."""
+    database.open({1: BALANCE})
     return {
-        "DATABASE_URL": database_url,
+        "DATABASE_URL": database.url,
         "WORKERS": request.param,
         "DEADLINE_SECONDS": "50",
         "SHUTDOWN_SECONDS": "60",
@@ -53,16 +55,8 @@ async def update(service: Service, token: str, client: aiohttp.ClientSession | N
         async with aiohttp.ClientSession() as fresh:
             return await update(service, token, fresh)
     body = {"userId": 1, "amount": -1}
-    async with client.post(f"{service.url}/api/balance/update", json=body, headers=bearer(token)) as answer:
+    async with client.post(service.url + UPDATE, json=body, headers=bearer(token)) as answer:
         return answer.status
-
-
-async def opened(service: Service, token: str = "") -> None:
-    async with (
-        aiohttp.ClientSession() as client,
-        client.put(f"{service.url}/api/users/1", json={"balance": BALANCE}, headers=bearer(token)) as answer,
-    ):
-        assert answer.status == 201
 
 
 async def metrics(service: Service, token: str) -> str:
@@ -71,12 +65,6 @@ async def metrics(service: Service, token: str) -> str:
         client.get(f"{service.url}/metrics", headers=bearer(token)) as answer,
     ):
         return await answer.text()
-
-
-def balance(database_url: str) -> int:
-    with psycopg.connect(database_url) as connection:
-        (found,) = connection.execute("SELECT balance FROM users").fetchall()
-    return int(found[0])
 
 
 async def hung_up(service: Service) -> None:
@@ -121,7 +109,7 @@ class Callers:
 
 
 async def test_a_token_is_rotated_without_a_lost_request(
-    environment: dict[str, str], database_url: str, tmp_path: Path
+    environment: dict[str, str], database: Database, tmp_path: Path
 ) -> None:
     """The new one beside the old, the callers move, the old one goes; they ask all the while, and nobody repeats.
 
@@ -131,7 +119,6 @@ async def test_a_token_is_rotated_without_a_lost_request(
     env_file = tmp_path / ".env"
     env_file.write_text("API_TOKEN=old\nREAD_TOKEN=look\n")
     async with running_service(environment, tmp_path) as service:
-        await opened(service, "old")
         async with Callers(service, "old").running() as callers:
             await callers.each_asked_with("old")
             env_file.write_text("API_TOKEN=old,new\nREAD_TOKEN=look\n")
@@ -143,18 +130,16 @@ async def test_a_token_is_rotated_without_a_lost_request(
             await callers.each_asked_with("new")
         assert [await update(service, token) for token in ("old", "look", "watch")] == [401, 401, 403]
     assert set(callers.answers) == {200}
-    assert balance(database_url) == BALANCE - callers.answers[200]
+    assert database.balance(1) == BALANCE - callers.answers[200]
 
 
 async def test_what_was_accepted_is_answered_though_its_token_goes(
-    environment: dict[str, str], database_url: str, tmp_path: Path
+    environment: dict[str, str], database: Database, tmp_path: Path
 ) -> None:
     env_file = tmp_path / ".env"
     env_file.write_text("API_TOKEN=old\n")
     async with running_service(environment, tmp_path) as service:
-        await opened(service, "old")
-        with psycopg.connect(database_url) as blocker:
-            blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
+        with database.holding(1) as blocker:
             under_way = [asyncio.create_task(update(service, "old")) for _ in range(10)]
             while "atomic_balance_waiting_changes 10.0" not in await metrics(service, "old"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
@@ -164,7 +149,7 @@ async def test_what_was_accepted_is_answered_though_its_token_goes(
             await said(service, "SIGHUP: the tokens are", lines)
             blocker.rollback()
         assert set(await asyncio.gather(*under_way)) == {200}
-    assert balance(database_url) == BALANCE - 10
+    assert database.balance(1) == BALANCE - 10
 
 
 @pytest.mark.parametrize(
@@ -180,7 +165,6 @@ async def test_a_wrong_file_is_said_and_the_tokens_stay(
 ) -> None:
     (tmp_path / ".env").write_text("API_TOKEN=old\n")
     async with running_service(environment, tmp_path) as service:
-        await opened(service, "old")
         (tmp_path / ".env").write_text(text)
         service.process.send_signal(signal.SIGHUP)
         await said(service, f"SIGHUP: the tokens stay as they are: {why}")
@@ -189,7 +173,6 @@ async def test_a_wrong_file_is_said_and_the_tokens_stay(
 
 async def test_a_service_that_had_no_token_can_get_one(environment: dict[str, str], tmp_path: Path) -> None:
     async with running_service(environment, tmp_path) as service:
-        await opened(service)
         (tmp_path / ".env").write_text("API_TOKEN=new\n")
         await hung_up(service)
         assert [await update(service, token) for token in ("new", "")] == [200, 401]
@@ -198,7 +181,6 @@ async def test_a_service_that_had_no_token_can_get_one(environment: dict[str, st
 async def test_signals_that_mean_nothing_are_ignored_and_logged(environment: dict[str, str], tmp_path: Path) -> None:
     names = ["SIGUSR1", "SIGUSR2"] + (["SIGTTIN", "SIGTTOU"] if environment["WORKERS"] == "1" else [])
     async with running_service(environment, tmp_path) as service:
-        await opened(service)
         for name in names:
             service.process.send_signal(getattr(signal, name))
             await said(service, f"{name} is ignored")

@@ -14,14 +14,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from atomic_balance.postgres.verify import verify
+from tests.client import APPLIED, REFUSED, opened, persistently, withdraw
 from tests.processes import Service, running_service
 
 pytestmark = pytest.mark.slow
 
 WORKERS = 3
 PATIENT = {"DEADLINE_SECONDS": "50", "SHUTDOWN_SECONDS": "60"}  # nothing is late because the machine is busy
-APPLIED = (200, "applied")
-REFUSED = (400, '{"error":"Insufficient funds"}')
 
 
 @pytest.fixture
@@ -29,12 +28,6 @@ async def service(database_url: str, tmp_path: Path) -> AsyncIterator[Service]:
     environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), **PATIENT}
     async with running_service(environment, tmp_path) as running:
         yield running
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=500)) as session:
-        yield session
 
 
 def workers(service: Service) -> list[psutil.Process]:
@@ -48,32 +41,14 @@ async def said(service: Service, what: str, times: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def opened(client: aiohttp.ClientSession, service: Service) -> None:
-    async with client.put(f"{service.url}/api/users/1", json={"balance": 10_000}) as answer:
-        assert answer.status == 201
+async def race(caller: aiohttp.ClientSession, service: Service) -> Counter[tuple[int, str]]:
+    return Counter(
+        await asyncio.gather(*(persistently(caller, [service.url], f"k{number}") for number in range(10_000)))
+    )
 
 
-async def withdraw(client: aiohttp.ClientSession, service: Service, key: str) -> tuple[int, str]:
-    body = {"userId": 1, "amount": -2}
-    headers = {"Idempotency-Key": key}
-    async with client.post(f"{service.url}/api/balance/update", json=body, headers=headers) as answer:
-        return answer.status, "applied" if answer.status == 200 else await answer.text()
-
-
-async def persistently(client: aiohttp.ClientSession, service: Service, key: str) -> tuple[int, str]:
-    while True:
-        try:
-            return await withdraw(client, service, key)
-        except aiohttp.ClientError:
-            await asyncio.sleep(0.02)
-
-
-async def race(client: aiohttp.ClientSession, service: Service) -> Counter[tuple[int, str]]:
-    return Counter(await asyncio.gather(*(persistently(client, service, f"k{number}") for number in range(10_000))))
-
-
-async def metrics(client: aiohttp.ClientSession, service: Service) -> dict[str, float]:
-    async with client.get(f"{service.url}/metrics") as answer:
+async def metrics(caller: aiohttp.ClientSession, service: Service) -> dict[str, float]:
+    async with caller.get(f"{service.url}/metrics") as answer:
         text = await answer.text()
     return {
         " ".join((sample.name, *sample.labels.values())): sample.value
@@ -82,15 +57,15 @@ async def metrics(client: aiohttp.ClientSession, service: Service) -> dict[str, 
     }
 
 
-async def shown(client: aiohttp.ClientSession, service: Service, name: str, least: float) -> None:
+async def shown(caller: aiohttp.ClientSession, service: Service, name: str, least: float) -> None:
     """Wait until the metric is at least so much; the time is only there for the test to end."""
     async with asyncio.timeout(60):
-        while (await metrics(client, service))[name] < least:  # noqa: ASYNC110
+        while (await metrics(caller, service))[name] < least:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
-async def all_at_work(client: aiohttp.ClientSession, service: Service, count: int = WORKERS) -> None:
-    await shown(client, service, "atomic_balance_workers", count)
+async def all_at_work(caller: aiohttp.ClientSession, service: Service, count: int = WORKERS) -> None:
+    await shown(caller, service, "atomic_balance_workers", count)
 
 
 async def served_by(service: Service) -> set[str]:
@@ -105,13 +80,13 @@ async def served_by(service: Service) -> set[str]:
 
 
 async def test_the_race_with_several_workers(
-    service: Service, client: aiohttp.ClientSession, database_url: str
+    service: Service, caller: aiohttp.ClientSession, database_url: str
 ) -> None:
-    await all_at_work(client, service)
-    await opened(client, service)
-    assert await race(client, service) == {APPLIED: 5_000, REFUSED: 5_000}
+    await all_at_work(caller, service)
+    await opened(caller, url=service.url)
+    assert await race(caller, service) == {APPLIED: 5_000, REFUSED: 5_000}
     assert verify(database_url).differences == []
-    seen = await metrics(client, service)
+    seen = await metrics(caller, service)
     assert (
         seen["atomic_balance_changes_total applied"] == seen["atomic_balance_changes_total insufficient_funds"] == 5_000
     )
@@ -124,18 +99,18 @@ async def test_the_race_with_several_workers(
 
 
 async def test_workers_that_are_added_count_too(
-    database_url: str, tmp_path: Path, client: aiohttp.ClientSession
+    database_url: str, tmp_path: Path, caller: aiohttp.ClientSession
 ) -> None:
     """More than twice as many as there were."""
     environment = {"DATABASE_URL": database_url, "WORKERS": "2", **PATIENT}
     async with running_service(environment, tmp_path) as service:
-        await all_at_work(client, service, 2)
-        await opened(client, service)
+        await all_at_work(caller, service, 2)
+        await opened(caller, url=service.url)
         for count in range(3, 7):
             service.process.send_signal(signal.SIGTTIN)
-            await all_at_work(client, service, count)
-        assert await race(client, service) == {APPLIED: 5_000, REFUSED: 5_000}
-        before = await metrics(client, service)
+            await all_at_work(caller, service, count)
+        assert await race(caller, service) == {APPLIED: 5_000, REFUSED: 5_000}
+        before = await metrics(caller, service)
         assert before["atomic_balance_changes_total applied"] == 5_000
         assert before["atomic_balance_changes_total insufficient_funds"] == 5_000
         service.process.send_signal(signal.SIGTTOU)
@@ -149,11 +124,11 @@ async def test_workers_that_are_added_count_too(
 
 
 async def test_a_worker_that_dies_is_replaced_and_no_count_falls(
-    service: Service, client: aiohttp.ClientSession, database_url: str
+    service: Service, caller: aiohttp.ClientSession, database_url: str
 ) -> None:
-    await all_at_work(client, service)
-    await opened(client, service)
-    running = asyncio.create_task(race(client, service))
+    await all_at_work(caller, service)
+    await opened(caller, url=service.url)
+    running = asyncio.create_task(race(caller, service))
     async with aiohttp.ClientSession() as other:
         await shown(other, service, "atomic_balance_changes_total applied", 100)
         before = await metrics(other, service)
@@ -162,25 +137,25 @@ async def test_a_worker_that_dies_is_replaced_and_no_count_falls(
     assert not running.done()
     assert await running == {APPLIED: 5_000, REFUSED: 5_000}
     assert verify(database_url).differences == []
-    await all_at_work(client, service)
-    after = await metrics(client, service)
+    await all_at_work(caller, service)
+    after = await metrics(caller, service)
     assert all(after[name] >= before[name] for name in before if name.startswith("atomic_balance_changes_total"))
     assert after["atomic_balance_changes_total applied"] >= 5_000
     assert sum("was sent SIGKILL" in line for line in service.log) == 2
-    async with client.get(f"{service.url}/readyz") as answer:
+    async with caller.get(f"{service.url}/readyz") as answer:
         assert answer.status == 200
 
 
-async def test_a_frozen_worker_delays_no_one_else(service: Service, client: aiohttp.ClientSession) -> None:
-    await all_at_work(client, service)
-    await opened(client, service)
+async def test_a_frozen_worker_delays_no_one_else(service: Service, caller: aiohttp.ClientSession) -> None:
+    await all_at_work(caller, service)
+    await opened(caller, url=service.url)
     victim = workers(service)[0]
     victim.suspend()
     try:
         answers = []
         for number in range(20):
             async with aiohttp.ClientSession() as fresh:
-                answers.append(await withdraw(fresh, service, f"k{number}"))
+                answers.append(await withdraw(fresh, service.url, f"k{number}"))
         assert set(answers) == {APPLIED}
         assert victim.status() == psutil.STATUS_STOPPED, "it was replaced before the last answer"
     finally:
@@ -208,14 +183,14 @@ async def test_a_signal_to_a_worker_that_was_just_forked_is_not_lost(service: Se
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stopping_answers_what_was_accepted(
-    service: Service, client: aiohttp.ClientSession, database_url: str, number: signal.Signals
+    service: Service, caller: aiohttp.ClientSession, database_url: str, number: signal.Signals
 ) -> None:
-    await all_at_work(client, service)
-    await opened(client, service)
+    await all_at_work(caller, service)
+    await opened(caller, url=service.url)
     with psycopg.connect(database_url) as blocker:
         blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
-        running = asyncio.gather(*(withdraw(client, service, f"k{key}") for key in range(400)))
-        await shown(client, service, "atomic_balance_waiting_changes", 400)
+        running = asyncio.gather(*(withdraw(caller, service.url, f"k{key}") for key in range(400)))
+        await shown(caller, service, "atomic_balance_waiting_changes", 400)
         service.process.send_signal(number)
         await said(service, "stopping: what was accepted is still answered", WORKERS)
         blocker.rollback()
@@ -233,15 +208,15 @@ async def test_stopping_while_the_workers_are_being_started(database_url: str, t
 
 
 async def test_reloading_replaces_every_worker_and_answers_everybody(
-    database_url: str, tmp_path: Path, client: aiohttp.ClientSession
+    database_url: str, tmp_path: Path, caller: aiohttp.ClientSession
 ) -> None:
     """The callers' connections may lie idle for DRAIN_SECONDS, and they do on a machine that has other things to do."""
     environment = {"DATABASE_URL": database_url, "WORKERS": str(WORKERS), **PATIENT, "DRAIN_SECONDS": "5"}
     async with running_service(environment, tmp_path) as service:
-        await all_at_work(client, service)
-        await opened(client, service)
+        await all_at_work(caller, service)
+        await opened(caller, url=service.url)
         old = {worker.pid for worker in workers(service)}
-        running = asyncio.gather(*(withdraw(client, service, f"k{number}") for number in range(10_000)))
+        running = asyncio.gather(*(withdraw(caller, service.url, f"k{number}") for number in range(10_000)))
         async with aiohttp.ClientSession() as other:
             await shown(other, service, "atomic_balance_changes_total applied", 100)
         service.process.send_signal(signal.SIGHUP)
@@ -249,15 +224,15 @@ async def test_reloading_replaces_every_worker_and_answers_everybody(
         async with asyncio.timeout(60):
             while len(new := {worker.pid for worker in workers(service)}) != WORKERS or old & new:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        await all_at_work(client, service)
+        await all_at_work(caller, service)
 
 
 async def test_without_their_parent_the_workers_stop_and_no_server_is_left(
-    tmp_path: Path, client: aiohttp.ClientSession
+    tmp_path: Path, caller: aiohttp.ClientSession
 ) -> None:
     environment = {"WORKERS": str(WORKERS), "DATA_DIR": str(tmp_path / "data")}
     async with running_service(environment, tmp_path) as service:
-        await all_at_work(client, service)
+        await all_at_work(caller, service)
         family = psutil.Process(service.process.pid).children(recursive=True)
         service.process.send_signal(signal.SIGKILL)
         _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=30)
@@ -269,15 +244,15 @@ async def test_without_their_parent_the_workers_stop_and_no_server_is_left(
 
 
 async def test_a_worker_that_ends_leaves_the_embedded_server_alone(
-    tmp_path: Path, client: aiohttp.ClientSession
+    tmp_path: Path, caller: aiohttp.ClientSession
 ) -> None:
     environment = {"WORKERS": str(WORKERS), "DATA_DIR": str(tmp_path / "data")}
     async with running_service(environment, tmp_path) as service:
-        await opened(client, service)
-        await all_at_work(client, service)
+        await opened(caller, url=service.url)
+        await all_at_work(caller, service)
         for child in workers(service):
             if child.cmdline() == psutil.Process(service.process.pid).cmdline():
                 child.terminate()
                 await asyncio.to_thread(child.wait, 60)
         async with aiohttp.ClientSession() as fresh:
-            assert await withdraw(fresh, service, "k") == APPLIED
+            assert await withdraw(fresh, service.url, "k") == APPLIED

@@ -13,15 +13,14 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from atomic_balance.postgres.verify import verify
+from tests.client import APPLIED, REFUSED, opened, persistently, session, withdraw
 from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
-from tests.processes import Service, running_service
+from tests.processes import running_service
 
 pytestmark = pytest.mark.slow
 
 RACE = 10_000
-APPLIED = (200, "applied")
-REFUSED = (400, '{"error":"Insufficient funds"}')
 
 
 @pytest.fixture
@@ -29,35 +28,6 @@ def server(tmp_path: Path) -> Iterator[KillableServer]:
     """A PostgreSQL server to be killed."""
     with killable_server(tmp_path / "data") as running:
         yield running
-
-
-def session(limit: int = 500) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=limit), timeout=aiohttp.ClientTimeout(60))
-
-
-async def opened(client: aiohttp.ClientSession, service: Service, balance: int = RACE) -> None:
-    async with client.put(f"{service.url}/api/users/1", json={"balance": balance}) as answer:
-        assert answer.status == 201
-
-
-async def withdraw(client: aiohttp.ClientSession, url: str, key: str | None = None) -> tuple[int, str]:
-    headers = {"Idempotency-Key": key} if key else {}
-    body = {"userId": 1, "amount": -2}
-    async with client.post(f"{url}/api/balance/update", json=body, headers=headers) as answer:
-        return answer.status, "applied" if answer.status == 200 else await answer.text()
-
-
-async def persistently(client: aiohttp.ClientSession, urls: list[str], key: str) -> tuple[int, str]:
-    """Ask again with the same key, here and there, until there is an outcome: what a careful caller does."""
-    for attempt in range(1000):
-        try:
-            status, text = await withdraw(client, urls[attempt % len(urls)], key)
-        except (aiohttp.ClientError, ConnectionError):
-            status, text = 0, ""
-        if status in (200, 400):
-            return status, text
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"no outcome for {key}")
 
 
 def applied_in_journal(url: str) -> tuple[int, int]:
@@ -78,7 +48,7 @@ async def test_the_database_dies_in_the_middle_of_the_race(server: KillableServe
         running_service({"DATABASE_URL": server.url, "DEADLINE_SECONDS": "15"}, tmp_path) as service,
         session() as client,
     ):
-        await opened(client, service)
+        await opened(client, url=service.url)
         race = asyncio.gather(*(withdraw(client, service.url) for _ in range(RACE)))
         deaths = 0
         while deaths < 4:
@@ -99,7 +69,7 @@ async def test_an_outage_longer_than_the_deadline(server: KillableServer, tmp_pa
     """503 says that this request changed nothing; 504 is unknown, and settled by asking again with the key."""
     environment = {"DATABASE_URL": server.url, "DEADLINE_SECONDS": "1", "STATEMENT_SECONDS": "0.5"}
     async with running_service(environment, tmp_path) as service, session() as client:
-        await opened(client, service)
+        await opened(client, url=service.url)
         keys = [f"k{number}" for number in range(4_000)]
         asked = [asyncio.create_task(withdraw(client, service.url, key)) for key in keys]
         await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +85,7 @@ async def test_an_outage_longer_than_the_deadline(server: KillableServer, tmp_pa
         applied = {key for (key,) in rows}
         assert {key for key, (status, _) in answers.items() if status == 200} <= applied
         assert not {key for key, (status, _) in answers.items() if status == 503} & applied
-        outcomes = await asyncio.gather(*(persistently(client, [service.url], key) for key in keys))
+        outcomes = await asyncio.gather(*(persistently(client, [service.url], key, again=(503, 504)) for key in keys))
         assert set(outcomes) == {APPLIED}
     assert applied_in_journal(server.url) == (RACE - 8_000, 4_000)
 
@@ -126,10 +96,10 @@ async def test_the_service_dies_in_the_middle_of_the_race(server: KillableServer
     environment = {"DATABASE_URL": server.url}
     async with running_service(environment, tmp_path) as other, session() as client:
         async with running_service(environment, tmp_path) as service:
-            await opened(client, service)
+            await opened(client, url=service.url)
             urls = [service.url, other.url]
             keys = [f"k{number}" for number in range(RACE)]
-            race = asyncio.gather(*(persistently(client, urls, key) for key in keys))
+            race = asyncio.gather(*(persistently(client, urls, key, again=(503, 504)) for key in keys))
             await asyncio.sleep(0.4)
             assert not race.done()
             service.process.send_signal(signal.SIGKILL)
@@ -144,8 +114,8 @@ async def test_the_service_dies_in_the_middle_of_the_race(server: KillableServer
 async def test_stopping_answers_what_was_accepted(database_url: str, tmp_path: Path) -> None:
     """SIGTERM: readiness turns red while requests are still accepted; then all of them are answered, and exit 0."""
     environment = {"DATABASE_URL": database_url, "DRAIN_SECONDS": "1"}
-    async with running_service(environment, tmp_path) as service, session(limit=0) as client:
-        await opened(client, service)
+    async with running_service(environment, tmp_path) as service, session(connections_max=0) as client:
+        await opened(client, url=service.url)
         with psycopg.connect(database_url) as blocker:
             blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
             waiting = [asyncio.create_task(withdraw(client, service.url)) for _ in range(100)]
@@ -172,7 +142,7 @@ async def test_stopping_ends_by_its_deadline(database_url: str, tmp_path: Path) 
     """A change that is blocked for good is answered 503 at its deadline, and does not keep the service from ending."""
     environment = {"DATABASE_URL": database_url, "DEADLINE_SECONDS": "1", "STATEMENT_SECONDS": "0.5"}
     async with running_service(environment, tmp_path) as service, session() as client:
-        await opened(client, service)
+        await opened(client, url=service.url)
         with psycopg.connect(database_url) as blocker:
             blocker.execute("UPDATE users SET balance = balance WHERE id = 1")
             waiting = asyncio.create_task(withdraw(client, service.url))
@@ -191,7 +161,7 @@ async def test_stopping_does_not_wait_for_connections_that_are_half_open(databas
         name = conninfo_to_dict(database_url)["dbname"]
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}?sslmode=disable"
         async with running_service({"DATABASE_URL": url}, tmp_path) as service:
-            await opened(client, service)
+            await opened(client, url=service.url)
             assert await withdraw(client, service.url) == APPLIED
             for link in proxy.links:
                 link.swallow()

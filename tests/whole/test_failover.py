@@ -5,7 +5,6 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import psycopg
 import pytest
 
@@ -13,6 +12,7 @@ from atomic_balance.changes import Applied, Change
 from atomic_balance.postgres.connections import open_connection
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
+from tests.client import APPLIED, REFUSED, opened, session, withdraw
 from tests.committing import committing
 from tests.database import Database, until
 from tests.processes import running_service
@@ -21,18 +21,6 @@ from tests.replicated import replicated
 pytestmark = pytest.mark.slow
 
 RACE = 10_000
-APPLIED = (200, "applied")
-REFUSED = (400, '{"error":"Insufficient funds"}')
-
-
-async def opened(client: aiohttp.ClientSession, url: str) -> None:
-    async with client.put(f"{url}/api/users/1", json={"balance": RACE}) as answer:
-        assert answer.status == 201
-
-
-async def withdraw(client: aiohttp.ClientSession, url: str) -> tuple[int, str]:
-    async with client.post(f"{url}/api/balance/update", json={"userId": 1, "amount": -2}) as answer:
-        return answer.status, "applied" if answer.status == 200 else await answer.text()
 
 
 def changes_and_balance(url: str) -> tuple[int, int]:
@@ -46,12 +34,11 @@ async def test_the_standby_is_promoted_in_the_middle_of_the_race(tmp_path: Path)
     """With synchronous replication nothing is lost: 5,000 and 5,000, without a single retry by a client."""
     with replicated(tmp_path, synchronous=True) as pair:
         environment = {"DATABASE_URL": pair.url, "DEADLINE_SECONDS": "15"}
-        connector = aiohttp.TCPConnector(limit=500)
         async with (
             running_service(environment, tmp_path) as service,
-            aiohttp.ClientSession(connector=connector) as client,
+            session() as client,
         ):
-            await opened(client, service.url)
+            await opened(client, url=service.url)
             race = asyncio.gather(*(withdraw(client, service.url) for _ in range(RACE)))
             await until(lambda: changes_and_balance(pair.primary.url)[0] > 0)
             assert not race.done()

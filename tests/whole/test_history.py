@@ -5,10 +5,10 @@ import random
 import time
 from pathlib import Path
 
-import aiohttp
 import psycopg
 import pytest
 
+from tests.client import opened, session
 from tests.history import Applied, Operation, contradictions
 from tests.processes import running_service
 
@@ -27,12 +27,11 @@ async def test_the_answers_of_several_processes_are_linearizable(database_url: s
         running_service(environment, tmp_path) as one,
         running_service(environment, tmp_path) as two,
         running_service(environment, tmp_path) as three,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client,
+        session(connections_max=0) as client,
     ):
         urls = [service.url for service in (one, two, three)]
         for user_id in USERS:
-            async with client.put(f"{urls[0]}/api/users/{user_id}", json={"balance": OPENING}) as answer:
-                assert answer.status == 201
+            await opened(client, OPENING, user_id, urls[0])
 
         async def work(number: int) -> None:
             chance = random.Random(number)

@@ -5,13 +5,13 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from atomic_balance.postgres.verify import verify
+from tests.client import session
 from tests.database import Database
 from tests.fault_proxy import FaultProxy, Link
 from tests.history import Applied, Operation, contradictions
@@ -25,13 +25,6 @@ CLIENTS = 40
 SECONDS = 5
 SETTINGS = {"STATEMENT_SECONDS": "0.5", "DEADLINE_SECONDS": "3", "CONNECT_SECONDS": "1"}
 FAULTS: list[Callable[[Link], None]] = [Link.cut, Link.cut_at_answer, Link.swallow, Link.swallow_answers, Link.garble]
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A fresh database, seen from outside the service."""
-    with Database(database_url) as database:
-        yield database
 
 
 async def break_connections(proxies: list[FaultProxy], database: Database, until: float) -> Counter[str]:
@@ -60,7 +53,7 @@ async def test_the_answers_stay_linearizable_while_connections_break(database: D
         enter = running.enter_async_context
         through = [await enter(database.proxied()) for _ in range(3)]
         services = [await enter(running_service({"DATABASE_URL": url, **SETTINGS}, tmp_path)) for _, url in through]
-        client = await enter(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        client = await enter(session(connections_max=0))
         until = time.monotonic() + SECONDS
 
         async def ask(url: str, user_id: int, amount: int, name: str) -> tuple[int, int | None]:

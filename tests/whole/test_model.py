@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Client
+from tests.client import Client
 
 pytestmark = pytest.mark.over_both_statements
 

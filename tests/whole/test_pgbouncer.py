@@ -13,12 +13,11 @@ import psycopg
 import pytest
 
 from atomic_balance.postgres.verify import verify
+from tests.client import APPLIED, REFUSED, balance, opened, session, update, withdraw
 from tests.pgbouncer import PROGRAM, PgBouncer, running_pgbouncer
 from tests.processes import Service, running_service
 
 SERVER_CONNECTIONS = 4  # fewer than the services' 12 lanes
-APPLIED = (200, "applied")
-REFUSED = (400, '{"error":"Insufficient funds"}')
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,28 +43,15 @@ async def services(pgbouncer: PgBouncer, tmp_path: Path) -> AsyncIterator[list[S
 
 @pytest.fixture
 async def client(services: list[Service]) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=500)) as session:
-        async with session.put(f"{services[0].url}/api/users/1", json={"balance": 10_000}) as answer:
-            assert answer.status == 201
-        yield session
-
-
-async def change(client: aiohttp.ClientSession, service: Service, amount: int, key: str = "") -> tuple[int, str]:
-    body = {"userId": 1, "amount": amount}
-    headers = {"Idempotency-Key": key} if key else {}
-    async with client.post(f"{service.url}/api/balance/update", json=body, headers=headers) as answer:
-        return answer.status, "applied" if answer.status == 200 else await answer.text()
-
-
-async def balance(client: aiohttp.ClientSession, service: Service) -> int:
-    async with client.get(f"{service.url}/api/users/1") as answer:
-        return int((await answer.json())["balance"])
+    async with session() as caller:
+        await opened(caller, url=services[0].url)
+        yield caller
 
 
 async def test_the_reference_race(services: list[Service], client: aiohttp.ClientSession, pgbouncer: PgBouncer) -> None:
-    answers = Counter(await asyncio.gather(*(change(client, services[n % 3], -2) for n in range(10_000))))
+    answers = Counter(await asyncio.gather(*(withdraw(client, services[n % 3].url) for n in range(10_000))))
     assert answers == {APPLIED: 5_000, REFUSED: 5_000}
-    assert [await balance(client, service) for service in services] == [0, 0, 0]
+    assert [await balance(client, service.url) for service in services] == [0, 0, 0]
     found = await asyncio.to_thread(verify, pgbouncer.url)
     assert (found.changes, found.differences) == (5_000, [])
 
@@ -74,24 +60,26 @@ async def test_deposits_and_withdrawals_add_up(
     services: list[Service], client: aiohttp.ClientSession, database_url: str
 ) -> None:
     amounts = [random.Random(number).choice((-7000, -3000, -1, 2, 4000)) for number in range(3_000)]
-    answers = await asyncio.gather(*(change(client, services[n % 3], amount) for n, amount in enumerate(amounts)))
+    answers = await asyncio.gather(
+        *(update(client, amount, url=services[n % 3].url) for n, amount in enumerate(amounts))
+    )
     assert {status for status, _ in answers} == {200, 400}
     applied = sum(amount for amount, (status, _) in zip(amounts, answers, strict=True) if status == 200)
-    assert await balance(client, services[0]) == 10_000 + applied
+    assert await balance(client, services[0].url) == 10_000 + applied
     assert verify(database_url).differences == []
 
 
 async def test_a_storm_of_one_key(services: list[Service], client: aiohttp.ClientSession) -> None:
-    answers = await asyncio.gather(*(change(client, services[n % 3], -2, "k") for n in range(300)))
+    answers = await asyncio.gather(*(withdraw(client, services[n % 3].url, "k") for n in range(300)))
     assert set(answers) == {APPLIED}
-    assert await balance(client, services[0]) == 9_998
+    assert await balance(client, services[0].url) == 9_998
 
 
 async def test_pgbouncer_dies_in_the_middle_of_the_race(
     services: list[Service], client: aiohttp.ClientSession, pgbouncer: PgBouncer, database_url: str
 ) -> None:
     """Without a single retry by a client."""
-    race = asyncio.gather(*(change(client, services[n % 3], -2) for n in range(10_000)))
+    race = asyncio.gather(*(withdraw(client, services[n % 3].url) for n in range(10_000)))
     for _ in range(3):
         await asyncio.sleep(0.2)
         assert not race.done()
@@ -105,14 +93,12 @@ async def test_a_blocked_row_delays_its_own_account_alone(
     services: list[Service], client: aiohttp.ClientSession, database_url: str
 ) -> None:
     """A statement itself limits how long it waits for a row: a pooler keeps no session's settings."""
-    async with client.put(f"{services[0].url}/api/users/2", json={"balance": 10}) as answer:
-        assert answer.status == 201
+    await opened(client, 10, user_id=2, url=services[0].url)
     with psycopg.connect(database_url) as blocker:
         blocker.execute("UPDATE users SET balance = balance WHERE id = 2")
         async with asyncio.timeout(5):
-            body = {"userId": 2, "amount": -1}
-            blocked = asyncio.create_task(client.post(f"{services[0].url}/api/balance/update", json=body))
-            assert set(await asyncio.gather(*(change(client, services[n % 3], -2) for n in range(100)))) == {APPLIED}
+            blocked = asyncio.create_task(update(client, -1, user_id=2, url=services[0].url))
+            assert set(await asyncio.gather(*(withdraw(client, services[n % 3].url) for n in range(100)))) == {APPLIED}
         assert not blocked.done()
         blocker.rollback()
-    assert (await blocked).status == 200
+    assert (await blocked)[0] == 200

@@ -5,40 +5,19 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import pytest
 
+from tests.client import balance, opened, session, update
 from tests.processes import running_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.over_both_statements]
-
-UPDATE = "/api/balance/update"
-
-
-def session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=500))
-
-
-async def update(client: aiohttp.ClientSession, url: str, amount: int) -> tuple[int, str]:
-    async with client.post(url + UPDATE, json={"userId": 1, "amount": amount}) as answer:
-        return answer.status, await answer.text()
-
-
-async def opened(client: aiohttp.ClientSession, url: str, balance: int) -> None:
-    async with client.put(f"{url}/api/users/1", json={"balance": balance}) as answer:
-        assert answer.status == 201
-
-
-async def balance(client: aiohttp.ClientSession, url: str) -> int:
-    async with client.get(f"{url}/api/users/1") as answer:
-        return int((await answer.json())["balance"])
 
 
 async def test_the_reference_race(database_url: str, tmp_path: Path) -> None:
     """10,000 requests at once withdraw 2 each from 10,000: 5,000 succeed, 5,000 are refused, nothing is left."""
     async with running_service({"DATABASE_URL": database_url}, tmp_path) as service, session() as client:
-        await opened(client, service.url, 10_000)
-        answers = Counter(await asyncio.gather(*(update(client, service.url, -2) for _ in range(10_000))))
+        await opened(client, url=service.url)
+        answers = Counter(await asyncio.gather(*(update(client, -2, url=service.url) for _ in range(10_000))))
         expected = {(200, f'{{"userId":1,"newBalance":{left}}}'): 1 for left in range(0, 10_000, 2)}
         assert answers == expected | {(400, '{"error":"Insufficient funds"}'): 5_000}
         assert await balance(client, service.url) == 0
@@ -53,10 +32,10 @@ async def test_deposits_and_withdrawals_through_two_processes(database_url: str,
         running_service(environment, tmp_path) as other,
         session() as client,
     ):
-        await opened(client, one.url, 50)
+        await opened(client, 50, url=one.url)
         urls = [one.url, other.url]
         answers = await asyncio.gather(
-            *(update(client, urls[number % 2], amount) for number, amount in enumerate(amounts))
+            *(update(client, amount, url=urls[number % 2]) for number, amount in enumerate(amounts))
         )
         assert {status for status, _ in answers} == {200, 400}
         applied = sum(amount for amount, (status, _) in zip(amounts, answers, strict=True) if status == 200)
