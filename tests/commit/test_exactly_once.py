@@ -13,8 +13,6 @@ from yarl import URL
 from tests.client import UPDATE, Client, opened, session
 from tests.processes import running_service
 
-pytestmark = pytest.mark.over_both_statements
-
 
 async def update(client: Client, amount: int, key: str, **more: Any) -> tuple[int, str, bool]:
     """Status, body, and whether the answer is marked as replayed."""
@@ -25,6 +23,7 @@ async def update(client: Client, amount: int, key: str, **more: Any) -> tuple[in
         return answer.status, await answer.text(), marked == "true"
 
 
+@pytest.mark.over_both_statements
 async def test_the_first_outcome_is_given_again(client: Client) -> None:
     await opened(client, 100)
     assert await update(client, -2, "k") == (200, '{"userId":1,"newBalance":98}', False)
@@ -33,6 +32,7 @@ async def test_the_first_outcome_is_given_again(client: Client) -> None:
     assert await update(client, -2, '"k"') == (200, '{"userId":1,"newBalance":98}', True)
 
 
+@pytest.mark.over_both_statements
 async def test_a_refusal_is_bound_too(client: Client) -> None:
     await opened(client, 1)
     refused = '{"error":"Insufficient funds"}'
@@ -44,6 +44,7 @@ async def test_a_refusal_is_bound_too(client: Client) -> None:
 
 
 @pytest.mark.parametrize("other", [{"amount": -3}, {"reference": "r"}, {"amount": 2}])
+@pytest.mark.over_both_statements
 async def test_the_same_key_with_another_change_is_422(client: Client, other: dict[str, Any]) -> None:
     await opened(client, 100)
     await update(client, -2, "k")
@@ -53,6 +54,7 @@ async def test_the_same_key_with_another_change_is_422(client: Client, other: di
     assert await update(client, -2, "k") == (200, '{"userId":1,"newBalance":98}', True)
 
 
+@pytest.mark.over_both_statements
 async def test_a_key_is_per_user(client: Client) -> None:
     await opened(client, 100)
     await opened(client, 50, user_id=2)
@@ -60,6 +62,7 @@ async def test_a_key_is_per_user(client: Client) -> None:
     assert await update(client, -2, "k", userId=2) == (200, '{"userId":2,"newBalance":48}', False)
 
 
+@pytest.mark.over_both_statements
 async def test_what_is_not_decided_binds_nothing(client: Client) -> None:
     assert (await update(client, -2, "k"))[0] == 404
     await opened(client, 100)
@@ -81,6 +84,7 @@ async def test_a_key_that_begins_with_a_quote_and_is_no_quoted_string(client: Cl
     assert await update(client, -2, key) == (400, error, False)
 
 
+@pytest.mark.over_both_statements
 async def test_every_visible_character_of_a_key_is_kept_and_found(client: Client) -> None:
     """Each alone and all together; in the path each is percent-encoded, slash, braces and dots too."""
     characters = [chr(code) for code in range(0x21, 0x7F)]
@@ -104,6 +108,7 @@ async def test_two_keys_in_one_request(client: Client) -> None:
         assert answer.status == 400
 
 
+@pytest.mark.over_both_statements
 async def test_what_is_bound_to_a_key_can_be_read(client: Client) -> None:
     await opened(client, 100)
     key = "order/4711?x=%2F"
@@ -134,6 +139,7 @@ async def test_what_is_bound_to_a_key_can_be_read(client: Client) -> None:
         assert await answer.text() == '{"error":"key: expected 1 to 255 visible ASCII characters"}'
 
 
+@pytest.mark.over_both_statements
 async def test_a_storm_of_one_key_through_two_processes(database_url: str, tmp_path: Path) -> None:
     """200 requests with one key, and balance for one of them: it is applied once, and all get that outcome."""
     environment = {"DATABASE_URL": database_url}
@@ -160,6 +166,7 @@ async def test_a_storm_of_one_key_through_two_processes(database_url: str, tmp_p
             assert rows.fetchall() == [(1, -2, 1, "k", None), (None, -2, 1, "late", "insufficient_funds")]
 
 
+@pytest.mark.over_both_statements
 async def test_keys_of_the_service_are_unlike_any_callers(client: Client, database_url: str) -> None:
     await opened(client, 100)
     for _ in range(3):

@@ -19,8 +19,6 @@ from atomic_balance.observe.logs import JsonLines
 from atomic_balance.settings import Settings
 from tests.client import Client, opened
 
-pytestmark = pytest.mark.over_both_statements
-
 LIMIT = 2**53 - 1
 AMOUNT = f"an integer other than 0, from -{LIMIT} to {LIMIT}"
 USER_ID = f"an integer from 1 to {LIMIT}"
@@ -43,6 +41,7 @@ def account(user_id: int, balance: int, version: int = 0) -> str:
     return f'{{"userId":{user_id},"balance":{balance},"minimumBalance":0,"version":{version}}}'
 
 
+@pytest.mark.over_both_statements
 async def test_an_update_answers_the_new_balance(client: Client) -> None:
     await opened(client, 10_000)
     assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":9998}')
@@ -53,6 +52,7 @@ async def test_an_update_answers_the_new_balance(client: Client) -> None:
     )
 
 
+@pytest.mark.over_both_statements
 async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(client: Client) -> None:
     await opened(client, 10)
     assert await update(client, {"userId": 1, "amount": -11}) == (400, '{"error":"Insufficient funds"}')
@@ -60,6 +60,7 @@ async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(cl
     assert await update(client, {"userId": 1, "amount": -1}) == (400, '{"error":"Insufficient funds"}')
 
 
+@pytest.mark.over_both_statements
 async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client: Client) -> None:
     await opened(client, 1)
     assert await update(client, {"userId": 1, "amount": LIMIT}) == (400, '{"error":"Balance limit exceeded"}')
@@ -67,12 +68,14 @@ async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client:
     assert await update(client, {"userId": 1, "amount": -LIMIT}) == (200, '{"userId":1,"newBalance":0}')
 
 
+@pytest.mark.over_both_statements
 async def test_a_user_that_does_not_exist(client: Client) -> None:
     not_found = 404, '{"error":"User not found"}'
     assert await update(client, {"userId": 2, "amount": 1}) == not_found
     assert await ask(client, "GET", f"/api/users/{LIMIT}") == not_found
 
 
+@pytest.mark.over_both_statements
 async def test_opening_an_account_again(client: Client) -> None:
     assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (
         201,
@@ -159,6 +162,7 @@ async def test_a_bad_minimum_balance(client: Client, method: str) -> None:
     assert await ask(client, method, "/api/users/1", body) == (400, error)
 
 
+@pytest.mark.over_both_statements
 async def test_an_overdraft(client: Client) -> None:
     await ask(client, "PUT", "/api/users/1", {"balance": 10, "minimumBalance": -5})
     assert await update(client, {"userId": 1, "amount": -16}) == (400, '{"error":"Insufficient funds"}')
@@ -177,6 +181,7 @@ async def test_an_overdraft(client: Client) -> None:
     ("reference", "status"),
     [("x" * 255, 200), ("ä" * 255, 200), ("", 200), (None, 200), ("x" * 256, 400), ("\0", 400), (1, 400)],
 )
+@pytest.mark.over_both_statements
 async def test_a_reference(client: Client, reference: Any, status: int) -> None:
     await opened(client, 10)
     answered, text = await update(client, {"userId": 1, "amount": 1, "reference": reference})
@@ -185,6 +190,7 @@ async def test_a_reference(client: Client, reference: Any, status: int) -> None:
         assert text == '{"error":"reference: expected a string of up to 255 characters without NUL, or null"}'
 
 
+@pytest.mark.over_both_statements
 async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
     await opened(client, 100)
     updates = [
@@ -234,6 +240,7 @@ async def test_one_malformed_update_is_named_and_nothing_is_applied(client: Clie
     assert '"version":0' in (await ask(client, "GET", "/api/users/1"))[1]
 
 
+@pytest.mark.over_both_statements
 async def test_problem_details_for_those_who_accept_them(client: Client) -> None:
     await opened(client, 10)
     for accept in ("application/problem+json", "application/json, application/problem+json;q=0.9"):
@@ -263,6 +270,7 @@ async def test_another_content_type_is_415_and_says_which_is_expected(client: Cl
         assert await answer.text() == '{"error":"Content-Type: expected application/json"}'
 
 
+@pytest.mark.over_both_statements
 async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
     await opened(client, 10)
     headers = {"Content-Type": "application/json; charset=utf-8"}
@@ -285,6 +293,7 @@ async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(clie
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+@pytest.mark.over_both_statements
 async def test_the_identity_encoding_is_fine(client: Client, coding: str) -> None:
     await opened(client, 10)
     body = b'{"userId":1,"amount":1}'
@@ -412,6 +421,7 @@ async def test_readiness_is_red_while_there_is_no_place_to_wait(
     assert (await ask(client, "GET", "/readyz"))[0] == 200
 
 
+@pytest.mark.over_both_statements
 async def test_every_answer_names_its_request_and_so_does_every_error_line(client: Client, database_url: str) -> None:
     made = [(await client.get("/healthz")).headers["X-Request-ID"] for _ in range(3)]
     assert len(set(made)) == 3

@@ -165,6 +165,7 @@ async def test_a_wrong_file_is_said_and_the_tokens_stay(
 ) -> None:
     (tmp_path / ".env").write_text("API_TOKEN=old\n")
     async with running_service(environment, tmp_path) as service:
+        assert await update(service, "old") == 200
         (tmp_path / ".env").write_text(text)
         service.process.send_signal(signal.SIGHUP)
         await said(service, f"SIGHUP: the tokens stay as they are: {why}")
@@ -173,6 +174,7 @@ async def test_a_wrong_file_is_said_and_the_tokens_stay(
 
 async def test_a_service_that_had_no_token_can_get_one(environment: dict[str, str], tmp_path: Path) -> None:
     async with running_service(environment, tmp_path) as service:
+        assert await update(service, "") == 200
         (tmp_path / ".env").write_text("API_TOKEN=new\n")
         await hung_up(service)
         assert [await update(service, token) for token in ("new", "")] == [200, 401]
