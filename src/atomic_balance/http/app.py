@@ -21,6 +21,7 @@ from atomic_balance.http.errors import ApiError, error_response, of_http_excepti
 from atomic_balance.http.hosts import host_check
 from atomic_balance.http.openapi import document
 from atomic_balance.http.readiness import Readiness
+from atomic_balance.http.request_counts import KINDS_OF_REQUESTS, request_cell
 from atomic_balance.observe.counting import shared_numbers
 from atomic_balance.observe.logs import REQUEST_ID
 from atomic_balance.observe.metrics import Metrics
@@ -65,6 +66,7 @@ def make_app(
     if metrics is None:
         (numbers,) = shared_numbers(1)
         metrics = Metrics(numbers, [numbers])
+    metrics.kinds_of_requests = KINDS_OF_REQUESTS
     app[handlers.METRICS] = metrics
     app[live.PUBLISHER] = live.Publisher()
     of_process = secrets.token_hex(4)
@@ -112,7 +114,10 @@ def limits(settings: Settings) -> Limits:
 
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, let it pass if it may, and turn whatever was raised into an answer; the log has the cause."""
+    """Name the request, let it pass if it may, turn whatever was raised into an answer, and count it.
+
+    The log has the cause of what was raised.
+    """
     app, headers = request.app, request.headers
     request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
@@ -140,6 +145,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
+    app[handlers.METRICS].own.count_request(request_cell(handler, response.status))
     if app[handlers.DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from atomic_balance.changes import Account
 from atomic_balance.http import handlers, live
+from atomic_balance.http.errors import PROBLEMS
 from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
@@ -62,6 +63,11 @@ class Endpoint(Struct, frozen=True):
     examples: Mapping[str, Any] = {}
     idempotent: bool = False
     """Whether it takes an Idempotency-Key."""
+
+    @property
+    def statuses(self) -> list[int]:
+        """Every status that it may answer, in ascending order."""
+        return sorted({*self.replies, *(PROBLEMS[code].status for code in self.errors)})
 
 
 _ACCOUNT = {"userId": 1, "balance": 9998, "minimumBalance": 0, "version": 1}
