@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, README lists them all, and the tests that they name exist."""
+"""The documents: their links lead somewhere, README lists them all, the tests that they name exist, diagrams are drawn."""
 
 import re
 from pathlib import Path
@@ -40,3 +40,10 @@ def test_readme_lists_every_document() -> None:
 def test_every_test_that_is_named_exists(document: Path) -> None:
     named = set(re.findall(r"`(test_\w+)`", document.read_text()))
     assert {name for name in named if f"def {name}(" not in TESTS} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_text_of_a_diagram_ends_early(document: Path) -> None:
+    """A semicolon ends a statement of Mermaid's, so a text with one is drawn as an error."""
+    diagrams = re.findall(r"^```mermaid\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    assert [diagram for diagram in diagrams if ";" in diagram] == []
