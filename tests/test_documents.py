@@ -1,4 +1,4 @@
-"""The documents: their links lead somewhere, README lists them all, the tests that they name exist, diagrams are drawn."""
+"""The documents: links lead somewhere, README lists every document, named tests exist, diagrams are drawn."""
 
 import re
 from pathlib import Path

@@ -53,8 +53,8 @@ def _parts(results: Results) -> Iterator[str]:
     yield f"## {COSTS}"
     yield (
         "CPU time is microseconds per request; the load generator shares the cores. Bytes are those of one change: "
-        "write-ahead log, and its row in the journal with both indexes. Predicted: the rate that the CPU times allow on "
-        "these cores, as in [scaling.md](../scaling.md)."
+        "write-ahead log, and its row in the journal with both indexes. Predicted: the rate that the CPU times allow "
+        "on these cores, as in [scaling.md](../scaling.md)."
     )
     head = ["", "connections", "workers", "requests/s", "predicted", "p99 ms", "statements/s"]
     yield table([*head, "service µs", "store µs", "load µs", "WAL bytes", "disk bytes"], _costs(results))
