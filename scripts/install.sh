@@ -25,7 +25,7 @@ if [ ! -x .venv/bin/python ]; then
     fi
 fi
 
-# What was installed is named by what asked for it, so that a second run has nothing to do.
+# The stamp records what the installation was made from, so that a second run has nothing to do.
 wanted=$(cat requirements.txt setup.cfg pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     echo "Installing into .venv ..."

@@ -26,9 +26,9 @@ from atomic_balance.http.messages import (
 )
 
 _ENCODED = "unsupported_content_encoding"
-_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
+_ACCESS_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
-    *_DOOR_ERRORS,
+    *_ACCESS_ERRORS,
     "forbidden",
     "request_timeout",
     "invalid_request",
@@ -37,7 +37,7 @@ _BODY_ERRORS = (
     "internal_error",
     "unavailable",
 )
-_STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
+_READ_ERRORS = (*_ACCESS_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -160,7 +160,7 @@ ENDPOINTS = (
         handlers.read_account,
         "Read an account",
         {200: Reply(Account, "The account now", _ACCOUNT)},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath,),
     ),
     Endpoint(
@@ -169,7 +169,7 @@ ENDPOINTS = (
         handlers.read_changes,
         "Read an account's journal, newest first",
         {200: Reply(JournalPage, "A page of applied changes", {"changes": [_ENTRY], "next": None})},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath, PageQuery),
     ),
     Endpoint(
@@ -193,7 +193,7 @@ ENDPOINTS = (
                 },
             )
         },
-        errors=(*_STORE_ERRORS, "key_not_found"),
+        errors=(*_READ_ERRORS, "key_not_found"),
         parameters=(ChangePath,),
     ),
     Endpoint(
@@ -225,7 +225,7 @@ ENDPOINTS = (
         handlers.metrics,
         "What is counted and measured, for Prometheus",
         {200: Reply(None, "The metrics", content_type="text/plain")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -233,7 +233,7 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -263,6 +263,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=(*_DOOR_ERRORS, "unavailable"),
+        errors=(*_ACCESS_ERRORS, "unavailable"),
     ),
 )
