@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from atomic_balance.changes import Outcome
 from atomic_balance.commit.group_commit import GroupCommit
-from atomic_balance.http import app
+from atomic_balance.http.app import limits
 from atomic_balance.observe.counting import shared_numbers
+from atomic_balance.postgres.session import connect
 from atomic_balance.settings import Settings
 
 _PATIENCE_SECONDS = 40
@@ -19,6 +21,17 @@ async def committing(settings: Settings) -> AsyncIterator[GroupCommit]:
     A test that would wait for ever ends with a TimeoutError.
     """
     (numbers,) = shared_numbers(1)
-    committer = GroupCommit(lambda: app.connect(settings), app.limits(settings), numbers)
+    committer = GroupCommit(lambda: connect(settings), limits(settings), numbers)
     async with asyncio.timeout(_PATIENCE_SECONDS), committer.running():
         yield committer
+
+
+def patient(url: str) -> Settings:
+    """Let a statement wait for a row as long as a test takes."""
+    return Settings(database_url=url, lock_seconds=20, statement_seconds=20, deadline_seconds=30)
+
+
+async def all_of(*futures: asyncio.Future[Outcome]) -> list[Outcome]:
+    """What becomes of all of these changes. Raises TimeoutError if one of them is not answered."""
+    async with asyncio.timeout(20):
+        return await asyncio.gather(*futures)

@@ -2,14 +2,14 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import psycopg
 import pytest
 from aiohttp import ClientTimeout
 from aiohttp.test_utils import TestClient
-from aiohttp.web import Application, Request
 from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
@@ -17,10 +17,10 @@ from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.postgres.session import connect
 from atomic_balance.settings import Settings
+from tests.client import Client, session
+from tests.database import Database
 from tests.processes import ALWAYS
 from tests.schema import make_schema
-
-Client = TestClient[Request, Application]
 
 ANSWER_SECONDS = 30
 
@@ -45,7 +45,8 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = getattr(request, "param", "apply_changes")
     if name == "apply_account":
         monkeypatch.setitem(ALWAYS, "CITUS", "true")
-        monkeypatch.setattr("atomic_balance.http.app.connect", lambda settings: connect(replace(settings, citus=True)))
+        for module in ("atomic_balance.http.app", "tests.committing"):
+            monkeypatch.setattr(f"{module}.connect", lambda settings: connect(replace(settings, citus=True)))
     return name
 
 
@@ -72,6 +73,13 @@ def database_url(postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh database with the current schema, seen from outside the service."""
+    with Database(database_url) as database:
+        yield database
+
+
+@pytest.fixture
 def latin1_database_url(postgres: str) -> Iterator[str]:
     """The URL of a fresh database that can't hold every text."""
     yield from _fresh_database(postgres, "template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
@@ -95,6 +103,13 @@ def settings(database_url: str) -> Settings:
 def aiohttp_client_cls() -> Callable[..., Client]:
     """Clients that wait for an answer so long that it will not come any more, and no longer."""
     return functools.partial(TestClient, timeout=ClientTimeout(ANSWER_SECONDS))
+
+
+@pytest.fixture
+async def caller() -> AsyncIterator[aiohttp.ClientSession]:
+    """A caller of services that are processes of their own."""
+    async with session() as caller:
+        yield caller
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from atomic_balance.changes import Account
 from atomic_balance.http import handlers, holds, live
+from atomic_balance.http.errors import PROBLEMS
 from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
@@ -32,9 +33,9 @@ from atomic_balance.http.messages import (
 )
 
 _ENCODED = "unsupported_content_encoding"
-_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
+_ACCESS_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
-    *_DOOR_ERRORS,
+    *_ACCESS_ERRORS,
     "forbidden",
     "request_timeout",
     "invalid_request",
@@ -52,7 +53,7 @@ _CHANGE_ERRORS = (
     "outcome_unknown",
 )
 _SETTLEMENT_ERRORS = ("hold_not_found", "turned_away", "outcome_unknown")
-_STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
+_READ_ERRORS = (*_ACCESS_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -81,6 +82,11 @@ class Endpoint(Struct, frozen=True):
     replays: bool = False
     """Whether its own path is the key, so that it can be repeated."""
     body_required: bool = True
+
+    @property
+    def statuses(self) -> list[int]:
+        """Every status that it may answer, in ascending order."""
+        return sorted({*self.replies, *(PROBLEMS[code].status for code in self.errors)})
 
 
 _ACCOUNT = {"userId": 1, "balance": 9998, "held": 0, "available": 9998, "minimumBalance": 0, "version": 1}
@@ -178,7 +184,7 @@ ENDPOINTS = (
         handlers.read_account,
         "Read an account",
         {200: Reply(Account, "The account now", _ACCOUNT)},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath,),
     ),
     Endpoint(
@@ -187,7 +193,7 @@ ENDPOINTS = (
         handlers.read_changes,
         "Read an account's journal, newest first",
         {200: Reply(JournalPage, "A page of applied changes", {"changes": [_ENTRY], "next": None})},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath, PageQuery),
     ),
     Endpoint(
@@ -211,7 +217,7 @@ ENDPOINTS = (
                 },
             )
         },
-        errors=(*_STORE_ERRORS, "key_not_found"),
+        errors=(*_READ_ERRORS, "key_not_found"),
         parameters=(ChangePath,),
     ),
     Endpoint(
@@ -264,7 +270,7 @@ ENDPOINTS = (
         holds.read_hold,
         "Read a hold, whatever has become of it",
         {200: Reply(Hold, "The hold", _CAPTURED)},
-        errors=(*_STORE_ERRORS, "hold_not_found"),
+        errors=(*_READ_ERRORS, "hold_not_found"),
         parameters=(HoldPath,),
     ),
     Endpoint(
@@ -273,7 +279,7 @@ ENDPOINTS = (
         holds.read_holds,
         "Read an account's open holds, by id",
         {200: Reply(HoldsPage, "A page of open holds", {"holds": [_HOLD], "next": None})},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath, HoldsQuery),
     ),
     Endpoint(
@@ -305,7 +311,7 @@ ENDPOINTS = (
         handlers.metrics,
         "What is counted and measured, for Prometheus",
         {200: Reply(None, "The metrics", content_type="text/plain")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -313,7 +319,7 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -343,6 +349,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=(*_DOOR_ERRORS, "unavailable"),
+        errors=(*_ACCESS_ERRORS, "unavailable"),
     ),
 )

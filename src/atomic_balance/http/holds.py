@@ -6,18 +6,9 @@ import msgspec
 from aiohttp import web
 
 from atomic_balance.changes import Applied, Change, Undecided, capture, hold, release
+from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, HOLDS
 from atomic_balance.http.errors import ApiError
-from atomic_balance.http.handlers import (
-    ACCOUNTS,
-    GROUP_COMMIT,
-    HOLDS,
-    answer_with,
-    answer_without,
-    marked,
-    parameters_of,
-    query_of,
-    read_body,
-)
+from atomic_balance.http.handlers import answer_with, answer_without, marked
 from atomic_balance.http.messages import (
     AccountPath,
     Hold,
@@ -28,6 +19,7 @@ from atomic_balance.http.messages import (
     HoldsPage,
     HoldsQuery,
 )
+from atomic_balance.http.parsing import parse_body, parse_path, parse_query
 from atomic_balance.postgres.accounts import Hold as StoredHold
 from atomic_balance.postgres.accounts import HoldStatus
 
@@ -43,8 +35,8 @@ _ENDED = {
 
 async def place_hold(request: web.Request) -> web.Response:
     """PUT /api/users/{userId}/holds/{holdId}: set money aside; asked again, it is the same hold."""
-    path = parameters_of(HoldPath, request.match_info)
-    asked = await read_body(request, _decode_placement)
+    path = parse_path(HoldPath, request)
+    asked = await parse_body(request, _decode_placement)
     change = hold(path.user_id, path.hold_id, asked.amount, asked.expires_in_seconds, asked.reference)
     outcome = await request.app[GROUP_COMMIT].submit(change)
     if isinstance(outcome, Applied) and not outcome.replayed and outcome.expires_at:
@@ -63,8 +55,8 @@ async def place_hold(request: web.Request) -> web.Response:
 
 async def capture_hold(request: web.Request) -> web.Response:
     """POST /api/users/{userId}/holds/{holdId}/capture: withdraw what is held, or a part; the rest is released."""
-    path = parameters_of(HoldPath, request.match_info)
-    asked = await read_body(request, _decode_capture, HoldCapture())
+    path = parse_path(HoldPath, request)
+    asked = await parse_body(request, _decode_capture, HoldCapture())
     found = await _found(request, path)
     amount = asked.amount or found.amount
     if amount > found.amount:
@@ -85,8 +77,8 @@ async def capture_hold(request: web.Request) -> web.Response:
 
 async def release_hold(request: web.Request) -> web.Response:
     """POST /api/users/{userId}/holds/{holdId}/release: let go of what is held."""
-    path = parameters_of(HoldPath, request.match_info)
-    await read_body(request, _decode_release, HoldRelease())
+    path = parse_path(HoldPath, request)
+    await parse_body(request, _decode_release, HoldRelease())
     found = await _found(request, path)
     if not found.settled:
         expired = found.status is HoldStatus.EXPIRED
@@ -104,13 +96,13 @@ async def release_hold(request: web.Request) -> web.Response:
 
 async def read_hold(request: web.Request) -> web.Response:
     """GET /api/users/{userId}/holds/{holdId}: a hold, whatever has become of it."""
-    return answer_with(_answer(await _found(request, parameters_of(HoldPath, request.match_info))))
+    return answer_with(_answer(await _found(request, parse_path(HoldPath, request))))
 
 
 async def read_holds(request: web.Request) -> web.Response:
     """GET /api/users/{userId}/holds: a page of the open holds."""
-    user_id = parameters_of(AccountPath, request.match_info).user_id
-    page = query_of(HoldsQuery, request)
+    user_id = parse_path(AccountPath, request).user_id
+    page = parse_query(HoldsQuery, request)
     accounts = request.app[ACCOUNTS]
     rows = await accounts.open_holds(user_id, page.after or "", page.limit + 1)
     if not rows and await accounts.account(user_id) is None:

@@ -16,6 +16,8 @@ HOLD_EVENTS = ("placed", "captured", "released", "expired")
 CHANGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 OUTCOMES = ("applied", *Refusal, *Undecided)
 FAILURES = tuple(Failure)
+KINDS_OF_REQUESTS_MAX = 256
+"""The memory is made before it is known which kinds of requests there are: a cell for each of so many."""
 GAUGES = {
     "waiting_changes": "Changes that wait for their answer",
     "open_holds": "Holds that are not settled, as the process sees them whose turn it is to settle those that expire",
@@ -32,6 +34,7 @@ _PARTS = {
     "hold_events": len(HOLD_EVENTS),
     "dropped_log_lines": 1,
     "failures": len(FAILURES),
+    "requests": KINDS_OF_REQUESTS_MAX,
     "gauges": len(GAUGES),
     "change_seconds": len(SECONDS) + 2,
     "statement_changes": len(CHANGES) + 2,
@@ -80,6 +83,7 @@ class Numbers:
         self._hold_events = cells[_SLICES["hold_events"]]
         self._dropped_log_lines = cells[_SLICES["dropped_log_lines"]]
         self._failures = cells[_SLICES["failures"]]
+        self.requests = cells[_SLICES["requests"]]
         self._gauges = cells[_SLICES["gauges"]]
         self.change_seconds = Distribution(SECONDS, cells[_SLICES["change_seconds"]])
         self.statement_changes = Distribution(CHANGES, cells[_SLICES["statement_changes"]])
@@ -110,6 +114,10 @@ class Numbers:
     def count_failure(self, state: Failure) -> None:
         """Count a statement that failed."""
         self._failures[_FAILURE_CELL[state]] += 1
+
+    def count_request(self, cell: int) -> None:
+        """Count a request that was answered, in the `cell` of its kind."""
+        self.requests[cell] += 1
 
     @property
     def outcomes(self) -> Mapping[str, float]:

@@ -62,7 +62,7 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
     It reads in one snapshot, so the database may be in use. `progress` is told, from time to time, how many changes
     have been read and how many there are. Raises psycopg.Error.
     """
-    with psycopg.connect(database_url, prepare_threshold=None) as connection:  # or a pooler would lose them
+    with psycopg.connect(database_url, prepare_threshold=None) as connection:  # poolers lose what is prepared
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         total = _total(connection)
@@ -110,14 +110,9 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_ho
         *((((row.user_id, place), row) for row in rows) for place, rows in enumerate(streams)), key=_place
     )
     for user_id, rows in groupby((row for _, row in merged), attrgetter("user_id")):
-        account = next(rows)
-        if isinstance(account, AccountRow):
-            account_count += 1
-            audit = _Audit(account)
-            difference = next(filter(None, map(audit.read, rows)), None) or audit.end()
-            change_count += audit.version
-        else:
-            difference = "has changes in the journal or open holds, but no account"
+        audit, difference = _audit_user(rows)
+        account_count += audit is not None
+        change_count += audit.version if audit else 0
         if difference:
             differences.append(f"user {user_id}: {difference}")
             if len(differences) == DIFFERENCES_MAX:
@@ -126,6 +121,17 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_ho
 
 
 _place = itemgetter(0)
+
+
+def _audit_user(rows: Iterator[Any]) -> tuple["_Audit | None", str | None]:
+    """The audit of one user, None if there is no account; and the first difference, None if there is none."""
+    first = next(rows)
+    if isinstance(first, ChangeRow):
+        return None, "has changes in the journal, but no account"
+    if isinstance(first, OpenHoldRow):
+        return None, "has open holds, but no account"
+    audit = _Audit(first)
+    return audit, next(filter(None, map(audit.read, rows)), None) or audit.end()
 
 
 class _Audit:

@@ -1,0 +1,145 @@
+"""The live page, in a real browser."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.client import session, update
+from tests.database import Database
+from tests.processes import Service, running_service
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Chromium's own background traffic would look like the page's.
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+]
+SIZES = {"desktop": (1200, 1000), "phone": (360, 740)}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None and os.environ.get("CI") != "true",
+        reason="Chromium is not installed (apt-get install chromium)",
+    ),
+]
+
+
+@pytest.fixture
+async def service(database: Database, tmp_path: Path) -> AsyncIterator[Service]:
+    database.open({1: 10})
+    async with running_service({"DATABASE_URL": database.url}, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        running = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        await running.close()
+
+
+async def visited(browser: Browser, url: str, size: tuple[int, int]) -> tuple[Page, list[str]]:
+    """The page, and what was wrong with it so far: console errors, and requests to another host."""
+    page = await browser.new_page(viewport={"width": size[0], "height": size[1]})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith((url, "data:")) else wrong.append(asked.url))
+    await page.goto(url + "/")
+    await expect(page.locator("#state")).to_have_text("live")
+    return page, wrong
+
+
+async def overflow(page: Page) -> int:
+    """By how many pixels the page is wider than its window."""
+    root = "document.documentElement"
+    return int(await page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+
+
+async def deposit(service: Service, count: int) -> None:
+    async with session() as client:
+        for _ in range(count):
+            assert (await update(client, 1, url=service.url))[0] == 200
+
+
+async def test_the_race_runs_to_its_verdict(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["desktop"])
+    assert wrong == []
+    await page.get_by_role("button", name="Run the race").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#verdict")).to_contain_text("5,000 / 5,000 / 0 - exactly right", timeout=90_000)
+    assert await page.locator("#race-progress").get_attribute("value") == "10000"
+    await expect(page.locator("#changes tr")).to_have_count(201)
+    assert len(await page.locator("#race-plot path").last.get_attribute("d") or "") > 1_000
+    for width, height in SIZES.values():
+        await page.set_viewport_size({"width": width, "height": height})
+        assert await overflow(page) == 0
+    assert {text for text in wrong if "status of 400" not in text} == set()  # a browser notes each refusal
+
+
+async def test_the_plots_move_under_load(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["desktop"])
+    applied = page.locator("#plots section").first.locator("b").first
+    await expect(applied).to_have_text("0", timeout=5_000)
+    await deposit(service, 1)
+    for plot in await page.locator("#plots svg").all():
+        for _ in range(100):
+            if "L" in (await plot.locator("path").nth(1).get_attribute("d") or ""):
+                break
+            await deposit(service, 50)  # a line needs load in two seconds, one after the other
+        else:
+            raise AssertionError(await plot.get_attribute("aria-label"))
+    await expect(applied).not_to_have_text("0", timeout=5_000)
+    assert wrong == []
+
+
+async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, service: Service) -> None:
+    await deposit(service, 3)
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
+    await page.get_by_label("user id").fill("1")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("#balance")).to_have_text("13, version 3")
+    rows = await page.locator("#changes tr").all_inner_texts()
+    assert [row.split() for row in rows[1:]] == [["3", "1", "13"], ["2", "1", "12"], ["1", "1", "11"]]
+    assert wrong == []
+    assert await overflow(page) == 0
+    await page.get_by_label("user id").fill("2")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("#balance")).to_have_text("User not found")
+
+
+async def test_with_a_token_set_the_page_asks_for_it(browser: Browser, database_url: str, tmp_path: Path) -> None:
+    async with running_service({"DATABASE_URL": database_url, "API_TOKEN": "sesame"}, tmp_path) as service:
+        page = await browser.new_page()
+        asked: list[str] = []
+
+        async def answer(dialog: object) -> None:
+            asked.append(dialog.message)  # type: ignore[attr-defined]
+            await dialog.accept("sesame")  # type: ignore[attr-defined]
+
+        page.on("dialog", answer)
+        await page.goto(service.url + "/")
+        await expect(page.locator("#state")).to_have_text("live")
+        assert asked == ["This service wants a token:"]
+
+
+async def test_with_a_token_to_read_the_page_shows_everything_and_says_why_it_runs_no_race(
+    browser: Browser, database_url: str, tmp_path: Path
+) -> None:
+    environment = {"DATABASE_URL": database_url, "API_TOKEN": "sesame", "READ_TOKEN": "look"}
+    async with running_service(environment, tmp_path) as service:
+        page = await browser.new_page()
+        page.on("dialog", lambda dialog: dialog.accept("look"))
+        await page.goto(service.url + "/")
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.get_by_role("button", name="Show").click()
+        await expect(page.locator("#balance")).to_have_text("User not found")
+        await page.get_by_role("button", name="Run the race").click()
+        why = "no account could be opened: Authorization: expected a token that may write, this one may only read"
+        await expect(page.locator("#verdict")).to_have_text(why)

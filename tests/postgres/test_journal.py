@@ -1,0 +1,212 @@
+"""The journal: its pages, and the audit that proves every balance by it."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES
+from atomic_balance.postgres.verify import Summary, verify
+from tests.client import Client, opened, update
+from tests.processes import run
+
+
+async def page(client: Client, path: str) -> tuple[list[tuple[int, int, int]], str | None]:
+    async with client.get(path) as answer:
+        assert answer.status == 200
+        body = await answer.json()
+        return [(one["version"], one["amount"], one["balance"]) for one in body["changes"]], body["next"]
+
+
+async def test_pages_newest_first_stay_the_same_while_changes_arrive(client: Client) -> None:
+    await opened(client, 100)
+    for amount in (1, 2, 3, 4, 5):
+        await update(client, amount)
+    first, following = await page(client, "/api/users/1/changes?limit=2")
+    assert first == [(5, 5, 115), (4, 4, 110)]
+    await update(client, -50)
+    assert following
+    second, following = await page(client, following)
+    assert second == [(3, 3, 106), (2, 2, 103)]
+    assert following
+    assert await page(client, following) == ([(1, 1, 101)], None)
+    assert await page(client, "/api/users/1/changes?before=1") == ([], None)
+    assert (await page(client, "/api/users/1/changes"))[0][0] == (6, -50, 65)
+
+
+async def test_an_entry_shows_all_that_is_known_of_a_change(client: Client) -> None:
+    await opened(client, 100)
+    headers = {"Idempotency-Key": "k"}
+    await client.post("/api/balance/update", json={"userId": 1, "amount": -2, "reference": "r"}, headers=headers)
+    await client.post("/api/balance/update", json={"userId": 1, "amount": -200}, headers={"Idempotency-Key": "refused"})
+    async with client.get("/api/users/1/changes") as answer:
+        (entry,) = (await answer.json())["changes"]
+    assert entry.pop("createdAt").endswith("Z")
+    expected = {"version": 1, "amount": -2, "balance": 98, "reference": "r", "idempotencyKey": "k"}
+    assert entry == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("limit=0", "limit: expected an integer from 1 to 1000"),
+        ("limit=1001", "limit: expected an integer from 1 to 1000"),
+        ("limit=ten", "limit: expected an integer from 1 to 1000"),
+        ("limit=1e1", "limit: expected an integer from 1 to 1000"),
+        ("before=0", "before: expected a version, an integer from 1"),
+        ("before=null", "before: expected a version, an integer from 1"),
+        ("after=1", "after: expected no such member"),
+        ("limit=1&limit=2", "query: expected each parameter at most once"),
+    ],
+)
+async def test_a_bad_page(client: Client, query: str, error: str) -> None:
+    async with client.get(f"/api/users/1/changes?{query}") as answer:
+        assert (answer.status, await answer.json()) == (400, {"error": error})
+
+
+async def test_the_changes_of_nobody(client: Client) -> None:
+    async with client.get("/api/users/1/changes") as answer:
+        assert (answer.status, await answer.text()) == (404, '{"error":"User not found"}')
+
+
+async def test_the_audit_passes_on_a_live_database(client: Client, database_url: str) -> None:
+    assert verify(database_url) == Summary(0, 0, [])
+    for user_id in (1, 2, 3):
+        await opened(client, 100, user_id)
+    updating = asyncio.gather(*(update(client, number % 7 + 1, number % 2 + 1) for number in range(500)))
+    while not updating.done():
+        assert (await asyncio.to_thread(verify, database_url)).differences == []
+    await updating
+    told: list[tuple[int, int]] = []
+    assert verify(database_url, lambda done, total: told.append((done, total))) == Summary(3, 500, [])
+    assert told[-1] == (500, 500)
+
+
+async def a_journal(client: Client) -> None:
+    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit."""
+    for user_id in (1, 2, 3):
+        await opened(client, 100, user_id)
+        for amount in (1, 2, 8):
+            await update(client, amount, user_id)
+        for key, amount in (("little", -500), ("much", 2**53 - 1)):
+            change = {"userId": user_id, "amount": amount}
+            answer = await client.post("/api/balance/update", json=change, headers={"Idempotency-Key": key})
+            assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("damage", "difference"),
+    [
+        (
+            "UPDATE users SET balance = balance + 1 WHERE id = 2",
+            "user 2: the balance by the journal is 111, the account says 112",
+        ),
+        (
+            "DELETE FROM balance_changes WHERE user_id = 2 AND version = 2",
+            "user 2: after version 1 the journal goes on with version 3",
+        ),
+        (
+            "DELETE FROM balance_changes WHERE user_id = 2 AND version = 3",
+            "user 2: the journal ends with version 2, the account is at 3",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND version = 2",
+            "user 2: version 2: the balance after it is 106, the journal says 103",
+        ),
+        (
+            "ALTER TABLE balance_changes DROP CONSTRAINT balance_changes_version_key;"
+            "UPDATE balance_changes SET version = 2 WHERE user_id = 2 AND version = 3",
+            "user 2: after version 2 the journal goes on with version 2",
+        ),
+        (
+            "UPDATE users SET opening_balance = 99 WHERE id = 2",
+            "user 2: version 1: the balance after it is 100, the journal says 101",
+        ),
+        ("DELETE FROM users WHERE id = 2", "user 2: has changes in the journal, but no account"),
+        (
+            "DELETE FROM balance_changes WHERE user_id = 2 AND version IS NOT NULL; DELETE FROM users WHERE id = 2",
+            "user 2: has changes in the journal, but no account",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND refusal = 'insufficient_funds'",
+            "user 2: a change by 5 at a balance of 111 can't have been refused for insufficient_funds",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND refusal = 'balance_limit_exceeded'",
+            "user 2: a change by 5 at a balance of 111 can't have been refused for balance_limit_exceeded",
+        ),
+    ],
+)
+async def test_the_audit_finds(client: Client, database_url: str, damage: str, difference: str) -> None:
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(damage.encode())
+    assert verify(database_url).differences == [difference]
+
+
+async def test_a_difference_ends_the_command_with_1(client: Client, database_url: str, tmp_path: Path) -> None:
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM users WHERE id = 2")
+    difference = "user 2: has changes in the journal, but no account"
+    status, output = await run(
+        *(sys.executable, "-m", "atomic_balance", "verify"),
+        directory=tmp_path,
+        environment={"DATABASE_URL": database_url},
+    )
+    assert (status, output) == (1, f"{difference}\nthe journal does not prove the balances: 1 differ\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        # the newest rows
+        "DELETE FROM balance_changes WHERE user_id = 2 AND version > 1;"
+        "UPDATE users SET balance = 101, version = 1 WHERE id = 2",
+        # an account with all that it had
+        "DELETE FROM balance_changes WHERE user_id = 2; DELETE FROM users WHERE id = 2",
+        # a refusal, and with it what its key was bound to
+        "DELETE FROM balance_changes WHERE user_id = 2 AND refusal IS NOT NULL",
+        "UPDATE balance_changes SET amount = -600, balance = 30 WHERE user_id = 2 AND amount = -500",
+        # what the sums don't rest on
+        "UPDATE balance_changes SET idempotency_key = 'other' || amount WHERE user_id = 2",
+        "UPDATE balance_changes SET reference = 'other', created_at = '2020-01-01' WHERE user_id = 2",
+        "UPDATE users SET minimum_balance = -7, opening_minimum_balance = -7 WHERE id = 2",
+        # sums that were all computed again
+        "UPDATE balance_changes SET amount = amount + 5, balance = balance + 5 WHERE user_id = 2 AND version = 1;"
+        "UPDATE balance_changes SET amount = amount - 5 WHERE user_id = 2 AND version = 2",
+        "UPDATE balance_changes SET balance = balance + 5 WHERE user_id = 2 AND version IS NOT NULL;"
+        "UPDATE users SET opening_balance = 105, balance = balance + 5 WHERE id = 2",
+    ],
+)
+async def test_the_audit_can_not_find(client: Client, database_url: str, damage: str) -> None:
+    """What the database no longer holds, and what nothing else in it rests on; docs/guarantees.md says so too."""
+    await a_journal(client)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(damage.encode())
+    assert verify(database_url).differences == []
+
+
+def test_pages_and_keys_are_read_by_index_from_a_large_journal(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO balance_changes (user_id, version, amount, balance, idempotency_key)"
+            " SELECT user_id, version, 1, version, user_id || '-' || version"
+            "   FROM generate_series(1, 20) AS user_id, generate_series(1, 10000) AS version"
+        )
+        connection.execute("ANALYZE balance_changes")
+        for statement, arguments, index in (
+            (READ_CHANGES, "1, 5000, 51", "Index Scan Backward using balance_changes_version_key"),
+            (READ_CHANGES, "1, NULL, 51", "Index Scan Backward using balance_changes_version_key"),
+            (READ_CHANGE, "1, '1-77'", "Index Scan using balance_changes_pkey"),
+        ):
+            connection.execute("DEALLOCATE ALL")
+            connection.execute(f"PREPARE reading AS {statement}".encode())
+            for mode in ("force_custom_plan", "force_generic_plan"):
+                connection.execute(f"SET plan_cache_mode = {mode}".encode())
+                rows = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS OFF) EXECUTE reading ({arguments})".encode())
+                plan = "\n".join(row[0] for row in rows)
+                assert index in plan, plan
+                assert "Sort" not in plan, plan
