@@ -38,7 +38,7 @@ async def update(client: Client, body: Any) -> tuple[int, str]:
 
 
 def account(user_id: int, balance: int, version: int = 0) -> str:
-    return f'{{"userId":{user_id},"balance":{balance},"minimumBalance":0,"version":{version}}}'
+    return f'{{"userId":{user_id},"balance":{balance},"held":0,"available":{balance},"minimumBalance":0,"version":{version}}}'
 
 
 @pytest.mark.over_both_statements

@@ -26,20 +26,25 @@ STATEMENTS = {
     if path.name.endswith(".sql")
 }
 # Each statement's parameters for the user 1, who has one change, "a".
+CHANGES = (
+    "ARRAY[-1, -1, 0], ARRAY[NULL, NULL, 2], ARRAY[NULL, NULL, NULL]::text[], ARRAY[NULL, NULL, 60],"
+    " ARRAY[NULL, NULL, NULL]::text[], ARRAY[true, false, false], '1s'"
+)
 OF_ONE_USER = {
-    "apply_account": "1, ARRAY['a', 'b'], ARRAY[-1, -1], ARRAY[NULL, NULL]::text[], ARRAY[true, false], '1s'",
-    "apply_changes": "ARRAY[1, 1], ARRAY['a', 'b'], ARRAY[-1, -1], ARRAY[NULL, NULL]::text[], ARRAY[true, false], '1s'",
+    "apply_account": f"1, ARRAY['a', 'b', 'c'], {CHANGES}",
+    "apply_changes": f"1, ARRAY[1, 1, 1], ARRAY['a', 'b', 'c'], {CHANGES}",
     "open_account": "1, 0, 0",
     "read_account": "1",
     "read_change": "1, 'a'",
     "read_changes": "1, NULL, 10",
-    "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::text[], ARRAY[9],"
+    "read_open_holds": "1, '', 10",
+    "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::bigint[], ARRAY[NULL]::text[], ARRAY[9],"
     " ARRAY['insufficient_funds'], '1s'",
     "set_minimum_balance": "1, -5",
 }
-OF_ALL_USERS = {"verify_accounts", "verify_changes"}
-OF_A_BATCH = {"blocked_accounts"}
-OF_NO_USER = {"applied_migrations"}
+OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}
+OF_A_BATCH = {"blocked_accounts", "count_open_holds", "expired_holds", "read_holds"}
+OF_NO_USER = {"applied_migrations", "take_expiry_turn"}
 
 
 @pytest.fixture
@@ -112,7 +117,7 @@ def test_a_statement_for_one_user_goes_to_one_shard(sharded: Database, name: str
     plans = [json.loads(notice.split("plan:", 1)[1])["Plan"] for notice in notices if "plan:" in notice]
     touched = {relation for plan in plans for relation in scanned(plan)}
     assert touched, "nothing was read"
-    assert touched <= {f"users{home}", f"balance_changes{home}", "users", "balance_changes"}  # the last two as a whole
+    assert touched <= {f"users{home}", f"balance_changes{home}", "users", "balance_changes", "open_holds"}
 
 
 async def test_a_partitioned_journal_keeps_keys_unique(partitioned: Database) -> None:
@@ -133,7 +138,7 @@ async def test_a_partitioned_journal_keeps_keys_unique(partitioned: Database) ->
 
 @pytest.mark.parametrize("name", sorted(OF_ALL_USERS))
 def test_a_statement_for_all_users_is_in_order_of_the_distribution_column(name: str) -> None:
-    assert STATEMENTS[name].rstrip().endswith(("ORDER BY id", "ORDER BY user_id, version"))
+    assert STATEMENTS[name].rstrip().endswith(("ORDER BY id", "ORDER BY user_id, version", "ORDER BY user_id, hold_id"))
 
 
 def test_the_migrations_shard_both_tables_by_user_and_the_function_with_them(database: Database) -> None:
@@ -141,6 +146,11 @@ def test_the_migrations_shard_both_tables_by_user_and_the_function_with_them(dat
         ("users by id with default",),
         ("balance_changes by user_id with users",),
         ("apply_account(bigint,text[],bigint[],text[],boolean[],text) by account with users",),
+        ("open_holds by user_id with users",),
+        (
+            "apply_account_changes(bigint,text[],bigint[],bigint[],text[],integer[],text[],boolean[],text)"
+            " by account with users",
+        ),
     ]
 
 

@@ -44,7 +44,7 @@ async def test_an_entry_shows_all_that_is_known_of_a_change(client: Client) -> N
     async with client.get("/api/users/1/changes") as answer:
         (entry,) = (await answer.json())["changes"]
     assert entry.pop("createdAt").endswith("Z")
-    expected = {"version": 1, "amount": -2, "balance": 98, "reference": "r", "idempotencyKey": "k"}
+    expected = {"version": 1, "amount": -2, "holdAmount": 0, "balance": 98, "reference": "r", "idempotencyKey": "k"}
     assert entry == expected
 
 

@@ -39,6 +39,8 @@ class Model:
         return {
             "userId": self.user_id,
             "balance": self.balance,
+            "held": 0,
+            "available": self.balance - self.minimum,
             "minimumBalance": self.minimum,
             "version": len(self.journal),
         }

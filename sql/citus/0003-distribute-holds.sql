@@ -1,6 +1,6 @@
 -- Holds on Citus: open holds lie beside their account, and the function for one account's changes knows of them.
 -- What apply_changes does, for the changes of one account: every statement names that account alone, so Citus runs it on the shard.
--- depends: 0002-distribute 0004-holds-checked
+-- depends: 0002-distribute
 
 SET LOCAL citus.multi_shard_modify_mode TO 'sequential';
 
