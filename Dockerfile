@@ -1,10 +1,16 @@
 FROM python:3.13-slim AS build
-COPY requirements.txt /src/
 WORKDIR /src
-RUN python -m venv /opt/atomic-balance
+RUN python -m venv --without-pip /opt/atomic-balance
+# The dependencies alone: they are installed anew only if what names them has changed.
+COPY requirements.txt setup.cfg ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -c "import configparser as c; p = c.RawConfigParser(); p.read('setup.cfg'); print(p['options']['install_requires'])" \
+        > dependencies.txt && \
+    pip --python /opt/atomic-balance install --quiet --disable-pip-version-check --constraint requirements.txt \
+        --requirement dependencies.txt
 COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/atomic-balance/bin/pip install --quiet --disable-pip-version-check --constraint requirements.txt .
+    pip --python /opt/atomic-balance install --quiet --disable-pip-version-check --no-deps .
 
 FROM python:3.13-slim
 RUN useradd --system --no-create-home --uid 10001 atomic-balance

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the programs that tests and the benchmark need beyond Python, where that is allowed: as root on Debian.
-# Elsewhere it does nothing; what needs a missing program is then skipped, with its reason.
+# Installs the programs besides Python that tests and the benchmark need. It can do so as root on Debian; elsewhere it
+# does nothing, and tests that need a missing program are skipped and say so.
 set -euo pipefail
 
 missing=()

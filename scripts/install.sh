@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes or brings up to date the virtual environment .venv, with the tested versions of requirements.txt.
-# Usage: scripts/install.sh [EXTRA]   (EXTRA: dev, for what the tests need)
+# Usage: scripts/install.sh [EXTRA]
+#   EXTRA  embedded, for a PostgreSQL of its own (the default), or dev, for what the tests need as well
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extra=${1:-}
-stamp=.venv/installed${extra:+-$extra}
+extra=${1:-embedded}
+stamp=.venv/installed-$extra
 
 die() {
     printf 'error: %s\n' "$@" >&2
@@ -24,11 +25,11 @@ if [ ! -x .venv/bin/python ]; then
     fi
 fi
 
-# What was installed is named by what asked for it, so that a second run has nothing to do.
+# The stamp records what the installation was made from, so that a second run has nothing to do.
 wanted=$(cat requirements.txt setup.cfg pyproject.toml | cksum; pwd)
 if [ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]; then
     echo "Installing into .venv ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt \
-        --editable ".${extra:+[$extra]}" || die "pip could not install what requirements.txt and setup.cfg name"
+        --editable ".[$extra]" || die "pip could not install what requirements.txt and setup.cfg name"
     printf '%s' "$wanted" > "$stamp"
 fi

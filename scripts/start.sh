@@ -27,7 +27,7 @@ setting() { # setting NAME DEFAULT: from the environment, else from .env
     echo "${value:-$2}"
 }
 
-wait_until_ready() { # wait_until_ready SECONDS COMMAND...: while COMMAND succeeds
+wait_until_ready() { # wait_until_ready SECONDS COMMAND...: gives up after SECONDS, or when COMMAND fails
     local give_up=$((SECONDS + $1))
     until curl --silent --fail --max-time 2 --output /dev/null "$url/readyz"; do
         "${@:2}" || die "the service ended before it was ready, see above"

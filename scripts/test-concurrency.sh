@@ -40,7 +40,7 @@ want_refused=$((requests - want_applied))
 want_balance=$((balance - want_applied * amount))
 echo "User $user has $balance; $requests requests withdraw $amount each, $parallel at a time."
 
-# The number in the query makes each transfer a file of its own; the service does not look at it.
+# The number in the query gives each answer a file of its own; the service ignores it.
 mkdir "$work/body"
 started=$(date +%s%N)
 curl --silent --parallel --parallel-immediate --parallel-max "$parallel" -X POST "${headers[@]}" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every check: shellcheck, ruff, mypy, pytest. Installs what they need into .venv.
+# Runs every check: shellcheck, ruff, import-linter, mypy, pytest. Installs what they need into .venv.
 # Usage: scripts/test.sh [quick] [PYTEST ARGUMENT...]
 #   quick  leaves out the tests that are marked slow: what to run after each change
 set -euo pipefail
@@ -16,5 +16,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 shellcheck scripts/*.sh scripts/soak scripts/benchmark .ci/run
 ruff check
 ruff format --check
+lint-imports --no-logo --no-cache
 mypy
 pytest ${kinds[@]+"${kinds[@]}"} "$@"

@@ -9,7 +9,7 @@ from aiohttp import web
 from atomic_balance.changes import Outcome
 from atomic_balance.commit.group_commit import GroupCommit
 from atomic_balance.http.app import make_app
-from atomic_balance.http.handlers import GROUP_COMMIT
+from atomic_balance.http.app_keys import GROUP_COMMIT
 from atomic_balance.settings import Settings
 
 _PATIENCE_SECONDS = 40

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from atomic_balance import expectations
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
 from tests.processes import ROOT, bare_environment, run
 
@@ -36,6 +37,16 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
     del shown["DATABASE_URL"], defaults["DATABASE_URL"]
     expected = {name: "" if value is None else str(value) for name, value in defaults.items()}
     assert {name: value.lower() for name, value in shown.items()} == {k: v.lower() for k, v in expected.items()}
+
+
+def test_the_page_shows_every_setting_once_with_its_default_and_what_it_expects() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    shown = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    defaults = {name: getattr(Settings(), name.lower()) for name in Settings.__struct_encode_fields__}
+    assert sorted(shown) == sorted(
+        (name, "none" if value is None else f"`{str(value).lower()}`", expectations.expected(Settings)[name])
+        for name, value in defaults.items()
+    )
 
 
 @pytest.mark.parametrize(

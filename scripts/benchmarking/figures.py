@@ -92,7 +92,7 @@ def _speed(page: str) -> str:
 def _costs(page: str) -> str:
     """What a change costs, without what is explained on the page alone."""
     rows = rows_of(page, COSTS)
-    shown = [name for name in rows[0] if name not in ("reckoned", "p99 ms", "load µs")]
+    shown = [name for name in rows[0] if name not in ("predicted", "p99 ms", "load µs")]
     return table(shown, ([row[name] for name in shown] for row in rows))
 
 

@@ -11,7 +11,7 @@ COSTS = "Workers, and what a change costs"
 """The heading of a table that other documents quote; those of LOADS's titles are the others."""
 
 _FIGURES = {"rate": 0, "p50_ms": 2, "p99_ms": 1, "service_us": 0, "store_us": 0}  # and how many digits they have
-_COSTS = ("rate", "reckoned", "p99_ms", "statements", "service_us", "store_us", "load_us", "wal_bytes", "disk_bytes")
+_COSTS = ("rate", "predicted", "p99_ms", "statements", "service_us", "store_us", "load_us", "wal_bytes", "disk_bytes")
 
 
 def page(results: Results) -> str:
@@ -53,10 +53,10 @@ def _parts(results: Results) -> Iterator[str]:
     yield f"## {COSTS}"
     yield (
         "CPU time is microseconds per request; the load generator shares the cores. Bytes are those of one change: "
-        "write-ahead log, and its row in the journal with both indexes. Reckoned: the rate that the CPU times allow on "
-        "these cores, as in [scaling.md](../scaling.md)."
+        "write-ahead log, and its row in the journal with both indexes. Predicted: the rate that the CPU times allow "
+        "on these cores, as in [scaling.md](../scaling.md)."
     )
-    head = ["", "connections", "workers", "requests/s", "reckoned", "p99 ms", "statements/s"]
+    head = ["", "connections", "workers", "requests/s", "predicted", "p99 ms", "statements/s"]
     yield table([*head, "service µs", "store µs", "load µs", "WAL bytes", "disk bytes"], _costs(results))
     for waiting in results.measured.get(WAITING, ()):
         yield "## Requests that wait"

@@ -18,7 +18,7 @@ Figures = Mapping[str, float]
 `rate`: updates per second; `p50_ms` and `p99_ms` of a request; `service_us`, `store_us` and `load_us`: CPU time of a
 request, of the processes that serve, of the server that keeps the balances, of the load generator. Of the service also
 `statements` per second; `wal_bytes` and `disk_bytes` of a change, its write-ahead log and its row in the journal with
-both indexes; `lock_failures`, deadlocks and lock timeouts in all; `reckoned`: the rate that the CPU times allow.
+both indexes; `lock_failures`, deadlocks and lock timeouts in all; `predicted`: the rate that the CPU times allow.
 Of WAITING only how many `requests` there were, and the service's resident memory, `before_mb` and `waiting_mb`.
 """
 
@@ -86,10 +86,10 @@ def floors(results: Results) -> Iterator[Floor]:
     what = "four processes on 50 rows: deadlocks and lock timeouts"
     yield Floor(what, [sum(failures)] if failures else [], 0, at_least=False, digits=0)
     off = [
-        abs(reckoned / rate - 1)
+        abs(predicted / rate - 1)
         for key in ((load, 256, contender) for load in ("hot", "rows") for contender in WORKERS)
-        for reckoned, rate in zip(results.figures(key, "reckoned"), results.figures(key, "rate"), strict=False)
+        for predicted, rate in zip(results.figures(key, "predicted"), results.figures(key, "rate"), strict=False)
     ]
-    yield Floor("the rate reckoned from CPU times: how far from the measured one", off, 0.25, at_least=False)
+    yield Floor("the rate predicted from CPU times: how far from the measured one", off, 0.25, at_least=False)
     memory = results.figures(WAITING, "waiting_mb")
     yield Floor("resident memory with 10,000 requests that wait, MB", memory, 150, at_least=False, digits=0)

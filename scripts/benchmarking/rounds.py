@@ -119,7 +119,7 @@ def _turn(key: Key, running: Running, seconds: int, stage: Stage) -> Figures:
         # A worker, or the load generator, uses one core at most; all together use all that there are.
         busiest_us = max(figures["service_us"] / WORKERS[who], figures["load_us"])
         cores = len(os.sched_getaffinity(0))
-        figures["reckoned"] = min(1e6 / busiest_us, cores * 1e6 * counted.answers / sum(cpu.values()))
+        figures["predicted"] = min(1e6 / busiest_us, cores * 1e6 * counted.answers / sum(cpu.values()))
     return figures
 
 

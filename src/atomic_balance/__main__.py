@@ -24,16 +24,8 @@ from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_pos
 from atomic_balance.postgres.failures import EncodingError, UnreachableError
 from atomic_balance.postgres.migrations import migrate
 from atomic_balance.postgres.verify import DIFFERENCES_MAX, progress_bar, verify
-from atomic_balance.serve.serving import (
-    BrokenError,
-    StartError,
-    check_schema,
-    listen,
-    outlive_other_signals,
-    run,
-    serve,
-    stop_on_signals,
-)
+from atomic_balance.serve.serving import BrokenError, StartError, check_schema, listen, run, serve
+from atomic_balance.serve.signals import outlive_other_signals, stop_on_signals
 from atomic_balance.serve.workers import serve_with_workers
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
 
@@ -96,7 +88,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _database(settings: Settings) -> Iterator[str]:
-    """The DATABASE_URL: the one given, or that of the embedded PostgreSQL, migrated."""
+    """The database's URL: DATABASE_URL, or that of the embedded PostgreSQL with its schema up to date."""
     if settings.database_url is not None:
         yield settings.database_url
         return
@@ -148,7 +140,7 @@ async def _open_account(settings: Settings, user_id: int, balance: int) -> None:
 
 
 def _argument(shape: Any) -> Callable[[str], Any]:
-    """A parser for an argument of the msgspec type `shape`; what it expects is said by the type's description."""
+    """A parser for an argument of the msgspec type `shape`; its error is made from the type's description."""
 
     def parse(text: str) -> Any:
         try:

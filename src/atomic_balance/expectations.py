@@ -1,4 +1,4 @@
-"""Turns what msgspec says of a bad value into one line that names the member and what was expected."""
+"""Turns an error of msgspec into one line that names the bad member and what was expected."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,8 @@ def _descriptions(node: Any) -> Iterator[tuple[str, str]]:
 def explain(error: Exception, shape: type[msgspec.Struct]) -> str:
     """One line, `member: expected ...`, for an error that decoding or converting to `shape` raised.
 
-    A Struct's own check raises ValueError with the member's name alone. Bytes that are no JSON are the member `body`.
+    A Struct's own `__post_init__` raises ValueError with nothing but the member's name. For bytes that are not JSON the
+    member is `body`.
     """
     if not isinstance(error, msgspec.ValidationError):
         return "body: expected JSON in UTF-8"
@@ -59,5 +60,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _cut(name: str) -> str:
-    """`name`, which may be anything that a caller sent, so that an answer is not made large by it."""
+    """`name`, shortened: a caller may send a name of any length, and the answer repeats it."""
     return name if len(name) <= _NAME_CHARACTERS_MAX else f"{name[:_NAME_CHARACTERS_MAX]}…"

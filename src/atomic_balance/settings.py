@@ -19,7 +19,7 @@ _NAME = r"([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])"
 
 Seconds = Annotated[float, Meta(gt=0, le=3600, description="a number of seconds above 0, up to 3600")]
 
-Tokens = Annotated[
+TokenList = Annotated[
     str,
     Meta(
         pattern=r"\A[!-+\--~]+( *, *[!-+\--~]+)*\Z",
@@ -38,8 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
     workers: Annotated[int, Meta(ge=1, le=WORKERS_MAX, description="a number of processes, 1 to 100")] = 1
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
-    api_token: Tokens | None = None
-    read_token: Tokens | None = None
+    api_token: TokenList | None = None
+    read_token: TokenList | None = None
     allowed_hosts: (
         Annotated[
             str,
@@ -101,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     @property
     def api_tokens(self) -> list[str]:
-        """The tokens that let a caller do everything; none: everybody may."""
+        """The tokens that let a caller do everything. If there are none, everybody may."""
         return _separate(self.api_token)
 
     @property
@@ -111,12 +111,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     @property
     def allowed_host_names(self) -> list[str]:
-        """The names that the service answers to, without a token, beside its own."""
+        """The names, besides its own, that a service without tokens answers to."""
         return [name.strip() for name in (self.allowed_hosts or "").split(",") if name.strip()]
 
     @property
     def url(self) -> str:
-        """`database_url`, whichever of yoyo's schemes it was given with; it may name several hosts."""
+        """`database_url` with the scheme that asyncpg and psycopg know. It may name several hosts."""
         if self.database_url is None:
             raise ValueError("there is no DATABASE_URL")
         return _plain(self.database_url)
@@ -128,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     @property
     def migrations_url(self) -> str:
-        """Where to apply migrations. Raises WrongSettingError if it is not known which of several hosts that is."""
+        """The URL of the one host to apply migrations on. Raises WrongSettingError if it names several."""
         url = _plain(self.migrations_database_url) if self.migrations_database_url else self.url
         if len(_by_host(url)) > 1:
             raise WrongSettingError("MIGRATIONS_DATABASE_URL: expected a URL with one host, as yoyo knows no more")
@@ -164,7 +164,7 @@ _IN_ORDER = (
 
 
 class WrongSettingError(Exception):
-    """A setting has a value that it can't have; the text names it and what was expected, never the value."""
+    """A setting has a wrong value; the text names the setting and what was expected, never the value."""
 
 
 def read_settings(env_file: Path = Path(".env")) -> Settings:
@@ -198,9 +198,9 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
 
 
 def with_new_tokens(settings: Settings, env_file: Path = Path(".env")) -> Settings:
-    """`settings` with the tokens that the environment and `env_file` have now; nothing else of them is taken.
+    """`settings` with the tokens that the environment and `env_file` give now, and everything else as it was.
 
-    Raises WrongSettingError, also where there would be no token any more: that opens the service to everybody.
+    Raises WrongSettingError, also if no token would be left, because that opens the service to everybody.
     """
     found = read_settings(env_file)
     if settings.api_tokens and not found.api_tokens:

@@ -19,8 +19,8 @@ import aiohttp
 import psycopg
 import pytest
 
-from atomic_balance.postgres import embedded
-from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
+from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres, keeper
+from atomic_balance.postgres.embedded.programs import find_programs
 from tests.client import UPDATE, opened, session, update
 from tests.database import until
 from tests.killable import postmaster
@@ -289,11 +289,11 @@ def test_a_lock_that_was_removed_starts_no_second_server(tmp_path: Path) -> None
 
 @as_root
 def test_programs_that_only_root_may_reach_are_copied_and_what_a_killed_process_left_goes(tmp_path: Path) -> None:
-    package = embedded._programs(None).parents[1]
+    package = find_programs(None).parents[1]
     for part in (package, package.with_name(f"{package.name}.libs")):
         if part.exists():
             shutil.copytree(part, tmp_path / "wheel" / part.name, symlinks=True)
-    programs = tmp_path / "wheel" / package.name / embedded._programs(None).relative_to(package)
+    programs = tmp_path / "wheel" / package.name / find_programs(None).relative_to(package)
     with embedded_postgres(tmp_path / "data", programs):
         running = Path("/proc", str(postmaster(tmp_path / "data")), "exe").readlink()
         copy = Path(*running.parts[:3])
@@ -377,7 +377,7 @@ def test_a_lock_held_by_another_user_leads_to_no_server_of_theirs(
     open_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their server listens where ours would; nothing is said to it."""
-    monkeypatch.setattr(embedded, "_START_SECONDS", 2)
+    monkeypatch.setattr(keeper, "_START_SECONDS", 2)
     data_dir = open_directory / "data"
     of_an_earlier_version(data_dir)
     (cluster,) = data_dir.glob("postgres-*/")

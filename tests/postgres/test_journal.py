@@ -174,7 +174,7 @@ async def test_a_difference_ends_the_command_with_1(client: Client, database_url
         "UPDATE balance_changes SET idempotency_key = 'other' || amount WHERE user_id = 2",
         "UPDATE balance_changes SET reference = 'other', created_at = '2020-01-01' WHERE user_id = 2",
         "UPDATE users SET minimum_balance = -7, opening_minimum_balance = -7 WHERE id = 2",
-        # sums that were all reckoned anew
+        # sums that were all computed again
         "UPDATE balance_changes SET amount = amount + 5, balance = balance + 5 WHERE user_id = 2 AND version = 1;"
         "UPDATE balance_changes SET amount = amount - 5 WHERE user_id = 2 AND version = 2",
         "UPDATE balance_changes SET balance = balance + 5 WHERE user_id = 2 AND version IS NOT NULL;"

@@ -13,14 +13,16 @@ from aiohttp.typedefs import Handler
 from msgspec import json
 
 from atomic_balance.commit.group_commit import GroupCommit, Limits
-from atomic_balance.http import handlers, live
+from atomic_balance.http import live
+from atomic_balance.http.app_keys import ACCOUNTS, BODIES, DRAINING, GROUP_COMMIT, METRICS, OPENAPI, READINESS
 from atomic_balance.http.authorization import OPEN_PATHS, Tokens, answer_if_allowed
 from atomic_balance.http.bodies import Bodies
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.errors import ApiError, error_response, of_http_exception
 from atomic_balance.http.hosts import host_check
 from atomic_balance.http.openapi import document
-from atomic_balance.http.readiness import Readiness
+from atomic_balance.http.readiness import ReadinessProbe
+from atomic_balance.http.request_counts import KINDS_OF_REQUESTS, request_cell
 from atomic_balance.observe.counting import shared_numbers
 from atomic_balance.observe.logs import REQUEST_ID
 from atomic_balance.observe.metrics import Metrics
@@ -49,30 +51,31 @@ def make_app(
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
     `metrics`: where it counts; None: by itself. `tokens`: those that are accepted; None: those of `settings`.
-    `on_failure`: called if changes can't be carried any more.
+    `on_failure`: called if the group commit can apply no more changes.
     """
     app = web.Application(
         middlewares=[answer],
-        # What a small body inflates to would hold up everybody, before any handler could refuse it.
+        # Otherwise aiohttp would inflate a body before any handler could refuse it, and block the event loop meanwhile.
         handler_args={"auto_decompress": False},
     )
     app[_TOKENS] = tokens or Tokens(settings)
     app[_HOST_CHECK] = host_check(settings)
-    app[handlers.BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
-    app[handlers.DRAINING] = asyncio.Event()
+    app[BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
+    app[DRAINING] = asyncio.Event()
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
-    app[handlers.OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
+    app[OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
     if metrics is None:
         (numbers,) = shared_numbers(1)
         metrics = Metrics(numbers, [numbers])
-    app[handlers.METRICS] = metrics
+    metrics.kinds_of_requests = KINDS_OF_REQUESTS
+    app[METRICS] = metrics
     app[live.PUBLISHER] = live.Publisher()
     of_process = secrets.token_hex(4)
     app[_REQUEST_IDS] = (f"{of_process}-{number:x}" for number in itertools.count(1))
 
-    async def store(app: web.Application) -> AsyncIterator[None]:
+    async def accounts(app: web.Application) -> AsyncIterator[None]:
         async with connection_pool(settings) as pool:
-            app[handlers.ACCOUNTS] = Accounts(pool, settings)
+            app[ACCOUNTS] = Accounts(pool, settings)
             metrics.gauges["pool_connections"] = pool.get_size
             metrics.gauges["pool_idle_connections"] = pool.get_idle_size
             yield
@@ -81,23 +84,23 @@ def make_app(
         group_commit = GroupCommit(lambda: connect(settings), limits(settings), metrics.own, on_failure)
         async with group_commit.running() as committer:
             metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
-            app[handlers.GROUP_COMMIT] = committer
-            readiness = Readiness(app[handlers.ACCOUNTS], committer, app[handlers.DRAINING], settings.deadline_seconds)
-            app[handlers.READINESS] = readiness
+            app[GROUP_COMMIT] = committer
+            readiness = ReadinessProbe(app[ACCOUNTS], committer, app[DRAINING], settings.deadline_seconds)
+            app[READINESS] = readiness
             yield
             await readiness.close()
 
-    app.cleanup_ctx.extend((store, group_commit, live.publishing))
+    app.cleanup_ctx.extend((accounts, group_commit, live.publishing))
     return app
 
 
 def _pattern(path: str) -> str:
-    """`path` as aiohttp's routes have it: by itself `{name}` would match neither `{` nor `}`."""
+    """`path` as a route of aiohttp, with variable parts that may hold `{` and `}`: a plain `{name}` matches neither."""
     return re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
 
 
 def limits(settings: Settings) -> Limits:
-    """The limits of the group commit by the settings."""
+    """The limits of the group commit that follow from the settings."""
     return Limits(
         changes_per_statement=settings.changes_per_statement_max,
         accounts_per_statement=settings.accounts_per_statement_max,
@@ -112,7 +115,10 @@ def limits(settings: Settings) -> Limits:
 
 @web.middleware
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, let it pass if it may, and turn whatever was raised into an answer; the log has the cause."""
+    """Name the request, let it pass if it may, turn whatever was raised into an answer, and count it.
+
+    The log has the cause of what was raised.
+    """
     app, headers = request.app, request.headers
     request_id = headers.get(REQUEST_ID_HEADER, "")
     if not _REQUEST_ID.fullmatch(request_id):
@@ -140,7 +146,8 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("%s %s failed", request.method, request.path)
         response = error_response(request, "internal_error")
     response.headers[REQUEST_ID_HEADER] = request_id
-    if app[handlers.DRAINING].is_set():
+    app[METRICS].own.count_request(request_cell(handler, response.status))
+    if app[DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response
 

@@ -1,4 +1,4 @@
-"""Who may do what: a token lets its callers do everything, or read alone, as soon as there are any tokens."""
+"""Who may do what: where there are tokens, a request needs one, which allows it everything or only to read."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from atomic_balance.settings import Settings
 
 OPEN_PATHS = ("/healthz", "/readyz")
 PAGES = ("/", "/docs")
-"""Pages hold no data; without a token they are answered all the same, as 401, so that they can ask for one."""
+"""Pages hold no data. Without a token they are sent too, with status 401, so that they can ask for one."""
 
 READING = ("GET", "HEAD")
 

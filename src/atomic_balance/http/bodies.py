@@ -1,4 +1,4 @@
-"""Reading the bodies of requests: each has a limit and a time of its own, and those that are under way share a room."""
+"""Reads the bodies of requests, within limits: of size and time for each, and of memory for all that are arriving."""
 
 import asyncio
 
@@ -7,14 +7,17 @@ from aiohttp import web
 from atomic_balance.http.errors import ApiError
 
 CONNECTION_BYTES = 64 * 1024
-"""What aiohttp may buffer for a connection (twice as much, and what came last) before it reads no further."""
+"""aiohttp reads no further from a connection while more than twice as much is buffered."""
 
 _OWN_BYTES = 8 * 1024
-"""What a body may have without asking for room: less than its connection's buffer. No bulk keeps a lone update out."""
+"""How much of each body does not count towards the memory of all, so that large bodies never keep a lone update out.
+
+Less than a connection's buffer, which is there anyway.
+"""
 
 
 class Bodies:
-    """Reads bodies. `bytes_max`: what those that are under way may have together; `seconds`: how long each may take."""
+    """Reads bodies. `bytes_max`: what all that are arriving may hold together; `seconds`: how long each may take."""
 
     def __init__(self, bytes_max: int, seconds: float) -> None:
         self._free = bytes_max
@@ -23,7 +26,8 @@ class Bodies:
     async def read(self, request: web.Request, bytes_max: int) -> bytes | bytearray:
         """The body of `request`, of at most `bytes_max`.
 
-        Raises ApiError: too large, no room, not in time, or not all of it, as when the caller has gone away.
+        Raises ApiError if it is too large or too slow, if too much is arriving already, or if it ends early, as when
+        the caller has gone away.
         """
         content = request.content
         try:
@@ -39,7 +43,7 @@ class Bodies:
     async def _arriving(self, request: web.Request, bytes_max: int) -> bytearray:
         if (request.content_length or 0) > bytes_max:
             raise ApiError("body_too_large")
-        body = bytearray()  # and no list of its parts: each would take more than its bytes
+        body = bytearray()  # not a list of parts, which would take more than their bytes
         taken = 0
         try:
             async with asyncio.timeout(self._seconds):

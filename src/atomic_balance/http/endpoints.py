@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from atomic_balance.changes import Account
 from atomic_balance.http import handlers, live
+from atomic_balance.http.errors import PROBLEMS
 from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
@@ -25,9 +26,9 @@ from atomic_balance.http.messages import (
 )
 
 _ENCODED = "unsupported_content_encoding"
-_DOOR_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
+_ACCESS_ERRORS = ("unauthorized", _ENCODED, "misdirected_request")
 _BODY_ERRORS = (
-    *_DOOR_ERRORS,
+    *_ACCESS_ERRORS,
     "forbidden",
     "request_timeout",
     "invalid_request",
@@ -36,7 +37,7 @@ _BODY_ERRORS = (
     "internal_error",
     "unavailable",
 )
-_STORE_ERRORS = (*_DOOR_ERRORS, "invalid_request", "internal_error", "unavailable")
+_READ_ERRORS = (*_ACCESS_ERRORS, "invalid_request", "internal_error", "unavailable")
 
 
 class Reply(Struct, frozen=True):
@@ -62,6 +63,11 @@ class Endpoint(Struct, frozen=True):
     examples: Mapping[str, Any] = {}
     idempotent: bool = False
     """Whether it takes an Idempotency-Key."""
+
+    @property
+    def statuses(self) -> list[int]:
+        """Every status that it may answer, in ascending order."""
+        return sorted({*self.replies, *(PROBLEMS[code].status for code in self.errors)})
 
 
 _ACCOUNT = {"userId": 1, "balance": 9998, "minimumBalance": 0, "version": 1}
@@ -154,7 +160,7 @@ ENDPOINTS = (
         handlers.read_account,
         "Read an account",
         {200: Reply(Account, "The account now", _ACCOUNT)},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath,),
     ),
     Endpoint(
@@ -163,7 +169,7 @@ ENDPOINTS = (
         handlers.read_changes,
         "Read an account's journal, newest first",
         {200: Reply(JournalPage, "A page of applied changes", {"changes": [_ENTRY], "next": None})},
-        errors=(*_STORE_ERRORS, "user_not_found"),
+        errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath, PageQuery),
     ),
     Endpoint(
@@ -187,7 +193,7 @@ ENDPOINTS = (
                 },
             )
         },
-        errors=(*_STORE_ERRORS, "key_not_found"),
+        errors=(*_READ_ERRORS, "key_not_found"),
         parameters=(ChangePath,),
     ),
     Endpoint(
@@ -219,7 +225,7 @@ ENDPOINTS = (
         handlers.metrics,
         "What is counted and measured, for Prometheus",
         {200: Reply(None, "The metrics", content_type="text/plain")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -227,7 +233,7 @@ ENDPOINTS = (
         handlers.openapi,
         "This contract, as OpenAPI 3.1",
         {200: Reply(None, "The document")},
-        errors=_DOOR_ERRORS,
+        errors=_ACCESS_ERRORS,
     ),
     Endpoint(
         "GET",
@@ -257,6 +263,6 @@ ENDPOINTS = (
         live.events,
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
-        errors=(*_DOOR_ERRORS, "unavailable"),
+        errors=(*_ACCESS_ERRORS, "unavailable"),
     ),
 )

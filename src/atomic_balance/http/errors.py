@@ -52,7 +52,7 @@ _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"
 
 
 class ApiError(Exception):
-    """Ends a request with the error `code` of the table, `text` in place of the table's where it is given."""
+    """Ends a request with the error `code` of the table, and with `text` instead of the table's if it is given."""
 
     def __init__(self, code: str, text: str | None = None) -> None:
         super().__init__(code)

@@ -1,7 +1,8 @@
-"""Which names the service goes by, for a service that asks for no token.
+"""Which host names a service without tokens answers to.
 
-Without a token anyone's page in a browser on this machine could ask, once its own name resolves to this machine's
-address (DNS rebinding). Its requests still carry that name, so only the service's own names are answered.
+A browser on this machine may have anyone's page open, and the page can send requests to such a service once the name
+it came from resolves to this machine (DNS rebinding). Those requests carry that name in their `Host` header, so only
+requests for the service's own names are answered.
 """
 
 import re
@@ -23,7 +24,8 @@ def host_check(settings: Settings) -> Callable[[str], bool]:
     """
     own = _host(settings.host)
     known = {own, "localhost", *map(_host, settings.allowed_host_names)}
-    # A name or a wildcard does not say which addresses lead here, and an address can't be made to resolve elsewhere.
+    # Where HOST is a name or a wildcard, it does not say which addresses are this machine's, so every address is
+    # answered. That is safe: only a name can be made to resolve to this machine.
     any_address = isinstance(own, str) or own.is_unspecified
 
     @lru_cache(maxsize=_REMEMBERED_MAX)
@@ -40,7 +42,7 @@ def host_check(settings: Settings) -> Callable[[str], bool]:
 
 
 def _host(text: str) -> str | IPv4Address | IPv6Address:
-    """The address that `text` is, in brackets or not; otherwise the name, in its one spelling."""
+    """`text` as an address, in brackets or not; if it is none, as a name in lower case without a dot at its end."""
     name = text.strip("[]").lower().removesuffix(".")
     try:
         return ip_address(name)

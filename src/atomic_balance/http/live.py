@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from importlib import resources
 
 from aiohttp import hdrs, web
 from msgspec import Struct, json
 
 from atomic_balance.changes import Refusal
+from atomic_balance.http.app_keys import DRAINING, METRICS
 from atomic_balance.http.errors import ApiError
-from atomic_balance.http.handlers import DRAINING, METRICS, PAGE_HEADERS
+from atomic_balance.http.pages import LIVE, page_response
 from atomic_balance.observe.counting import Numbers
 from atomic_balance.observe.metrics import Metrics
 
@@ -19,7 +19,6 @@ log = logging.getLogger("atomic_balance")
 PUBLISHER: "web.AppKey[Publisher]" = web.AppKey("publisher")
 FOLLOWERS_MAX = 1_000
 
-_PAGE = resources.files("atomic_balance.http.pages").joinpath("live.html").read_bytes()
 _PERIOD_SECONDS = 1.0
 
 
@@ -36,11 +35,11 @@ class Snapshot(Struct, frozen=True, rename="camel"):
 
 async def page(_: web.Request) -> web.Response:
     """GET /: the live page."""
-    return web.Response(body=_PAGE, headers=PAGE_HEADERS)
+    return page_response(LIVE)
 
 
 class Publisher:
-    """Makes one Snapshot each second, and encodes it once, for all who follow; `followers`: how many those are."""
+    """Makes and encodes one Snapshot each second for all followers; `followers`: how many there are."""
 
     def __init__(self) -> None:
         self.followers = 0
@@ -48,7 +47,7 @@ class Publisher:
         self._tick = asyncio.Event()
 
     async def publish(self, metrics: Metrics, draining: asyncio.Event) -> None:
-        """Go on until `draining` is set."""
+        """Publish until `draining` is set."""
         before = metrics.total()
         while not draining.is_set():
             try:
@@ -65,7 +64,7 @@ class Publisher:
         self._tick.set()
 
     async def event(self) -> bytes:
-        """The next Snapshot, as a server-sent event; nothing at the end."""
+        """Wait for the next Snapshot and give it as a server-sent event; empty when there are no more."""
         await self._tick.wait()
         return self._event
 
@@ -99,7 +98,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 def _snapshot(period: Numbers, waiting: float) -> Snapshot:
-    """What to show of a period, from what was counted in it."""
+    """The Snapshot of a period in which `period` was counted."""
     latencies = period.change_seconds
     statements = sum(period.statement_changes.counts)
     return Snapshot(

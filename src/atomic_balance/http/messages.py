@@ -11,11 +11,11 @@ UPDATES_MAX = 1_000
 PAGE_MAX = 1_000
 
 UPDATE_BYTES_MAX = 5 * 1024
-"""Of an update, alone or one of many: a reference is up to 255 characters of 12 bytes (\\ud83d\\ude00), a key 255 of 6
-(\\u0021), names and numbers are 250 bytes, all escaped: 4,900 in all. The rest is for white space.
+"""The most bytes of an update, alone or one of many. All escaped, a reference has up to 255 characters of 12 bytes
+(\\ud83d\\ude00), a key 255 of 6 (\\u0021), names and numbers 250 bytes: 4,900 in all. The rest is for white space.
 """
 ACCOUNT_BYTES_MAX = 1024
-"""Of an opening or a patch: names and numbers are 170 bytes, all escaped; the rest is for white space."""
+"""The most bytes of an opening or a patch. Names and numbers have 170, all escaped; the rest is for white space."""
 
 UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 Amount = Annotated[
@@ -88,7 +88,7 @@ class KeyedBalanceUpdate(BalanceUpdate, frozen=True, gc=False):
 
 
 class BalanceUpdates(Body, frozen=True):
-    """Updates that stand each on its own."""
+    """Updates, each applied or refused on its own."""
 
     bytes_max = UPDATES_MAX * UPDATE_BYTES_MAX
 

@@ -77,7 +77,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _security(endpoint: Endpoint) -> list[dict[str, list[str]]]:
-    """The tokens of which one is enough; the empty one stands for none, as a service may ask for no token."""
+    """The tokens of which one is enough. The empty option is there because a service may ask for no token."""
     if "unauthorized" not in endpoint.errors and 401 not in endpoint.replies:
         return []
     names = ("API_TOKEN",) if "forbidden" in endpoint.errors else ("API_TOKEN", "READ_TOKEN")

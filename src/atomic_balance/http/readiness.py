@@ -8,27 +8,27 @@ from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.failures import UnreachableError
 
 _PROBE_SECONDS = 1.0
-"""The longest that the database is waited for: those who ask for readiness don't wait longer."""
+"""The longest wait for the database, because whoever asks for readiness waits no longer."""
 
 
 class Checks(NamedTuple):
-    """What each check says, "ok" or what is wrong, and whether all of it together is good enough to send changes."""
+    """Whether to send changes to this process, and what each check says: "ok", or what is wrong."""
 
     ready: bool
     says: dict[str, str]
 
 
-class Readiness:
-    """Looks at the database when it is asked, and remembers since when that has been away.
+class ReadinessProbe:
+    """Checks when it is asked, and remembers since when the database has been away.
 
-    A change waits for `deadline_seconds` for a database that is away, so for as long this is no reason to send it
-    elsewhere: all processes that share the database would be red together.
+    A change waits up to `deadline_seconds` for a database that is away, and for that long this process stays ready:
+    otherwise all processes that share the database would be out of service together.
     """
 
     def __init__(
-        self, store: Accounts, group_commit: GroupCommit, stopping: asyncio.Event, deadline_seconds: float
+        self, accounts: Accounts, group_commit: GroupCommit, stopping: asyncio.Event, deadline_seconds: float
     ) -> None:
-        self._store = store
+        self._accounts = accounts
         self._group_commit = group_commit
         self._stopping = stopping
         self._deadline_seconds = deadline_seconds
@@ -38,7 +38,7 @@ class Readiness:
 
     async def check(self) -> Checks:
         """Every check, now."""
-        database, bearable = await self._look()
+        database, tolerable = await self._check_database()
         failing_seconds = self._group_commit.failing_seconds
         says = {
             "stopping": "yes" if self._stopping.is_set() else "ok",
@@ -47,22 +47,22 @@ class Readiness:
             "commits": f"none has succeeded for {failing_seconds:.1f} s" if failing_seconds else "ok",
             "schema": self._schema,
         }
-        for_now = {"database": bearable, "commits": failing_seconds < self._deadline_seconds}
+        for_now = {"database": tolerable, "commits": failing_seconds < self._deadline_seconds}
         return Checks(all(text == "ok" or for_now.get(name, False) for name, text in says.items()), says)
 
     async def close(self) -> None:
-        """Ask no more."""
+        """End the query that may be under way."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait({self._asking})
 
-    async def _look(self) -> tuple[str, bool]:
-        """Ask for the schema; gives what is to be said of the database, and whether that can be borne for now.
+    async def _check_database(self) -> tuple[str, bool]:
+        """Query the schema; gives what to say of the database, and whether the process can be ready all the same.
 
-        One question is under way at a time. One that is not answered goes on, because to cancel it takes as long.
+        One query is under way at a time. One without an answer is left to run, because cancelling it takes as long.
         """
         if self._asking is None:
-            self._asking = asyncio.create_task(self._store.missing_migrations())
+            self._asking = asyncio.create_task(self._accounts.missing_migrations())
         asking = self._asking
         await asyncio.wait({asking}, timeout=_PROBE_SECONDS)
         if asking.done() and self._asking is asking:

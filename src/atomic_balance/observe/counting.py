@@ -15,6 +15,8 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 CHANGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 OUTCOMES = ("applied", *Refusal, *Undecided)
 FAILURES = tuple(Failure)
+KINDS_OF_REQUESTS_MAX = 256
+"""The memory is made before it is known which kinds of requests there are: a cell for each of so many."""
 GAUGES = {
     "waiting_changes": "Changes that wait for their answer",
     "pool_connections": "Connections of the pool for reads",
@@ -27,6 +29,7 @@ _PARTS = {
     "replays": 1,
     "dropped_log_lines": 1,
     "failures": len(FAILURES),
+    "requests": KINDS_OF_REQUESTS_MAX,
     "gauges": len(GAUGES),
     "change_seconds": len(SECONDS) + 2,
     "statement_changes": len(CHANGES) + 2,
@@ -74,6 +77,7 @@ class Numbers:
         self._replays = cells[_SLICES["replays"]]
         self._dropped_log_lines = cells[_SLICES["dropped_log_lines"]]
         self._failures = cells[_SLICES["failures"]]
+        self.requests = cells[_SLICES["requests"]]
         self._gauges = cells[_SLICES["gauges"]]
         self.change_seconds = Distribution(SECONDS, cells[_SLICES["change_seconds"]])
         self.statement_changes = Distribution(CHANGES, cells[_SLICES["statement_changes"]])
@@ -94,6 +98,10 @@ class Numbers:
     def count_failure(self, state: Failure) -> None:
         """Count a statement that failed."""
         self._failures[_FAILURE_CELL[state]] += 1
+
+    def count_request(self, cell: int) -> None:
+        """Count a request that was answered, in the `cell` of its kind."""
+        self.requests[cell] += 1
 
     @property
     def outcomes(self) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Writing log lines so that nobody waits for it: a bounded queue, and a thread that empties it."""
+"""Writes log lines without making anybody wait: a bounded queue, and a thread that empties it."""
 
 import contextlib
 import logging
@@ -16,8 +16,8 @@ _RETRY_SECONDS = 0.05
 class LogWriter(logging.Handler):
     """Writes lines to a file descriptor in a thread of its own, which the first line starts.
 
-    Lines that find no place among the LINES_MAX that wait, or can't be written, are dropped; their number is said in a
-    line of its own as soon as one can be written. A forked process begins anew, without what its parent had waiting.
+    A line is dropped if LINES_MAX are waiting already, or if it can't be written. As soon as lines can be written
+    again, one says how many were dropped. A forked process begins with an empty queue.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -43,7 +43,7 @@ class LogWriter(logging.Handler):
             self._waiting.put_nowait(self._line(record))
         except queue.Full:
             self._turned_away += 1
-        except Exception:  # noqa: BLE001 - a line with a fault in it must not fail what it tells of
+        except Exception:  # noqa: BLE001 - a mistake in a log call must not fail the code around it
             self.handleError(record)
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_all, name="log writer", daemon=True)
@@ -61,7 +61,7 @@ class LogWriter(logging.Handler):
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
     def _write_all(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the main thread's
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the main thread
         said = 0
         while True:
             waiting = self._waiting.get()
@@ -74,11 +74,11 @@ class LogWriter(logging.Handler):
                 said = dropped
 
     def _written(self, line: bytes) -> bool:
-        """Write `line`, however long that takes; whether it could be."""
+        """Write `line`, however long that takes; gives whether it was written."""
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # whoever shares the descriptor may have made it so
+            except BlockingIOError:  # another process may have set O_NONBLOCK on the file that they share
                 time.sleep(_RETRY_SECONDS)
             except OSError:
                 return False

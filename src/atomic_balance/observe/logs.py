@@ -12,10 +12,10 @@ from atomic_balance.observe.log_writer import LogWriter
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled, on every line that is written meanwhile.
 
-Who writes a line for a request that another task handles gives its id: `extra={"request_id": ...}`.
+A line about a request that another task handles is given the id of that one: `extra={"request_id": ...}`.
 """
 
-_SPARING_SECONDS = 1.0
+_RATE_SECONDS = 1.0
 
 
 def set_up_logs(level: str) -> None:
@@ -24,7 +24,7 @@ def set_up_logs(level: str) -> None:
     handler.setFormatter(ReadableLines() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("yoyo").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.server").addFilter(Sparing())
+    logging.getLogger("aiohttp.server").addFilter(RateLimit())
 
 
 class ReadableLines(logging.Formatter):
@@ -61,7 +61,7 @@ def _request_id(record: logging.LogRecord) -> str | None:
     return given or REQUEST_ID.get()
 
 
-class Sparing(logging.Filter):
+class RateLimit(logging.Filter):
     """Lets one line a second pass, without its traceback: anyone can send what is not HTTP, as often as they like."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Sparing(logging.Filter):
         self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether `record` is to be written; says in it how many were left out since the last one."""
+        """Whether `record` is to be written; adds to it how many were left out since the last one."""
         now = time.monotonic()
         if now < self._next:
             self._left_out += 1
@@ -78,6 +78,6 @@ class Sparing(logging.Filter):
         cause = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
         record.msg = f"{record.getMessage()}: {cause} ({self._left_out} more since the last such line)"
         record.args = record.exc_info = record.exc_text = None
-        self._next = now + _SPARING_SECONDS
+        self._next = now + _RATE_SECONDS
         self._left_out = 0
         return True

@@ -22,12 +22,14 @@ from atomic_balance.observe.log_writer import dropped_lines
 class Metrics(Collector):
     """The numbers of one process, `own`, and of all that serve the same port.
 
-    `gauges`: by the names of GAUGES, functions that give the values of this process.
+    `gauges`: by the names of GAUGES, functions that give the values of this process. `kinds_of_requests`: method, route
+    and status of each, in the order of their cells; KINDS_OF_REQUESTS_MAX at most.
     """
 
     def __init__(self, own: Numbers, everyone: Sequence[Numbers]) -> None:
         self.own = own
         self.gauges: dict[str, Callable[[], float]] = {}
+        self.kinds_of_requests: Sequence[tuple[str, str, str]] = ()
         self._dropped_log_lines = 0
         self._version = metadata.version("atomic-balance")
         self._everyone = everyone
@@ -71,6 +73,7 @@ class Metrics(Collector):
             "From sending a statement to its answer, the commit included",
         )
         yield _counter("atomic_balance_statement_failures", "Statements that failed", "cause", total.failures)
+        yield self._requests(total)
         yield CounterMetricFamily(
             "atomic_balance_log_lines_dropped", "Log lines that could not be written", value=total.dropped_log_lines
         )
@@ -80,6 +83,13 @@ class Metrics(Collector):
         pids = {worker: numbers.pid for worker, numbers in enumerate(self._everyone) if numbers.pid}
         yield GaugeMetricFamily("atomic_balance_workers", "Processes that serve", value=len(pids))
         yield from _of_processes(pids)
+
+    def _requests(self, total: Numbers) -> CounterMetricFamily:
+        labels = ("method", "route", "status")
+        family = CounterMetricFamily("atomic_balance_requests", "Requests answered", labels=labels)
+        for cell, kind in enumerate(self.kinds_of_requests):
+            family.add_metric(kind, total.requests[cell])
+        return family
 
 
 def _counter(name: str, documentation: str, label: str, counts: Mapping[str, float]) -> CounterMetricFamily:

@@ -1,4 +1,4 @@
-"""Everything about accounts that is no change, and the journal as it is read."""
+"""Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from atomic_balance.settings import Settings
 
 
 class Opening(NamedTuple):
-    """What came of opening an account: as it is, as it was opened, and whether this call opened it."""
+    """The account as it is now, the values that it was opened with, and whether this call opened it."""
 
     account: Account
     opening_balance: int
@@ -41,9 +41,9 @@ class JournalRow(NamedTuple):
 
 
 class Accounts:
-    """Everything but changes, over a pool of connections. Every method raises UnreachableError.
+    """Everything that is asked of the database but to apply changes. Every method may raise UnreachableError.
 
-    All of it can be repeated without harm, so a lost answer is the same to the caller as none.
+    Every method can be repeated without harm, so it need not tell a lost answer from a statement that was never run.
     """
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
@@ -59,7 +59,7 @@ class Accounts:
                 return Opening(Account(user_id, *account), *opening)
 
     async def account(self, user_id: int) -> Account | None:
-        """An account; None if there is no such user."""
+        """The account of a user; None if there is no such user."""
         rows = await self._fetch(READ_ACCOUNT, user_id)
         return Account(user_id, *rows[0]) if rows else None
 
@@ -73,7 +73,7 @@ class Accounts:
         return [_journal_row(row) for row in await self._fetch(READ_CHANGES, user_id, before, count_max)]
 
     async def change(self, user_id: int, idempotency_key: str) -> JournalRow | None:
-        """What is bound to a key; None if nothing is."""
+        """The change, applied or refused, that is bound to a key; None if none is."""
         rows = await self._fetch(READ_CHANGE, user_id, idempotency_key)
         return _journal_row(rows[0]) if rows else None
 

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: one to the host that can be used, and the pool for everything but changes."""
+"""Connections to PostgreSQL: a single one, and the pool for everything but changes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,15 +14,14 @@ FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, 
 
 
 ENCODING = "UTF8"
-"""The one that a database must have: it alone can hold whatever text a caller sends."""
+"""The encoding that a database must have: no other can hold every text that a caller may send."""
 
 
 async def open_connection(settings: Settings) -> asyncpg.Connection:
-    """A connection to a host that gives one as DATABASE_URL wants it, to a database with the right encoding.
+    """A connection to whichever host of DATABASE_URL first gives one that meets the URL's parameters and ENCODING.
 
-    Raises UnreachableError, with a text where the encoding is the reason.
-
-    All hosts are asked at the same time, because one that has lost its power or its network never answers.
+    All hosts are asked at the same time, because one that has lost its power or its network never answers. Raises
+    UnreachableError; it has a text only where the encoding is the reason.
     """
     asked = [asyncio.create_task(_ask(url, settings)) for url in settings.host_urls]
     chosen: asyncpg.Connection | None = None
@@ -62,14 +61,14 @@ async def _ask(url: str, settings: Settings) -> asyncpg.Connection:
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raise EncodingError unless `encoding`, which the server tells whoever connects to a database, is `ENCODING`."""
+    """Raise EncodingError unless `encoding`, which a server reports for each new connection, is `ENCODING`."""
     if encoding != ENCODING:
         raise EncodingError(f"its encoding is {encoding}, expected {ENCODING}")
 
 
 @asynccontextmanager
 async def connection_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
-    """The pool that Store takes; connects when it is first used."""
+    """A pool of connections, which are opened when they are first needed."""
     pool = asyncpg.create_pool(
         min_size=0,
         max_size=settings.pool_connections_max,
@@ -83,4 +82,4 @@ async def connection_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
             async with asyncio.timeout(settings.statement_seconds):
                 await pool.close()
         except FAULTS:
-            pool.terminate()  # a connection that is half-open never says goodbye
+            pool.terminate()  # a server that can't be reached never confirms the end

@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL's, or of the way to it, leaves behind."""
+"""What a statement that failed leaves behind, told from its error."""
 
 import re
 from enum import Enum, auto
@@ -16,7 +16,7 @@ class Failure(Enum):
     REJECTED = auto()
     """Rolled back, for what is in it."""
     UNKNOWN = auto()
-    """It may have been committed, or may be yet; the connection is not to be used again."""
+    """It may have been committed, or may still be; the connection is not to be used again."""
 
 
 class StatementError(Exception):
@@ -28,7 +28,7 @@ class StatementError(Exception):
 
 
 class UnreachableError(Exception):
-    """PostgreSQL did not answer in time, or could not do what was asked for now. Its text, if any, may be shown."""
+    """PostgreSQL did not answer in time, or can't do now what was asked. Its text, if any, may be shown to anyone."""
 
 
 class EncodingError(Exception):
@@ -50,7 +50,7 @@ _JOURNAL_KEY = re.compile(r"balance_changes\w*_pkey(_\d+)?")
 
 
 def failure_of(error: BaseException, citus: bool = False) -> Failure:
-    """What `error`, raised by a statement, leaves behind. What is not surely rolled back is unknown.
+    """What `error`, raised by a statement, leaves behind: UNKNOWN unless the error proves a rollback.
 
     `citus`: the statement may have gone to other servers, and their failures come as internal errors.
     Decided on SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html) and on the severity, because

@@ -24,7 +24,7 @@ def migrations_dir() -> Path:
 
 
 def missing_migrations(applied: Iterable[str], citus: bool = False) -> list[str]:
-    """The migrations of this version that are not among `applied`, in order. Newer ones there do no harm."""
+    """The migrations of this version that are not among `applied`, in order. `applied` may have newer ones too."""
     known = [
         path.stem
         for folder in _folders(citus)
@@ -41,7 +41,7 @@ def _folders(citus: bool) -> list[Path]:
 
 
 def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) -> list[str]:
-    """Bring the schema up to date and give the names of the migrations that were applied; `citus`: its own ones too.
+    """Bring the schema up to date and give the names of the migrations that were applied; `citus`: those for Citus too.
 
     Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
     for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, EncodingError before anything is made, or

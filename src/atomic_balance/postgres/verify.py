@@ -35,7 +35,7 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
     It reads in one snapshot, so the database may be in use. `progress` is told, from time to time, how many changes
     have been read and how many there are. Raises psycopg.Error.
     """
-    with psycopg.connect(database_url, prepare_threshold=None) as connection:  # or a pooler would lose them
+    with psycopg.connect(database_url, prepare_threshold=None) as connection:  # poolers lose what is prepared
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         total = _total(connection)
@@ -83,7 +83,7 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow]) -> Summ
 
 
 def _recompute(account: AccountRow, changes: Iterator[ChangeRow]) -> tuple[int, str | None]:
-    """How many applied changes were read, and the first thing that is wrong with any."""
+    """How many applied changes of an account were read, and the first difference; None if there is none."""
     _, balance, balance_now, version_now = account
     version = 0
     for _, found_version, amount, found_balance, refusal in changes:
@@ -108,7 +108,10 @@ def _recompute(account: AccountRow, changes: Iterator[ChangeRow]) -> tuple[int, 
 
 
 def _can_be(refusal: str | None, amount: int, balance: int) -> bool:
-    """Whether a change can have been refused so, whatever the minimum balance was; it is never above the balance."""
+    """Whether a change by `amount` at `balance` can have been refused for `refusal`.
+
+    The minimum balance at that time is not known, but it was not above the balance.
+    """
     if refusal == Refusal.BALANCE_LIMIT_EXCEEDED:
         return balance + amount > BALANCE_LIMIT
     return refusal == Refusal.INSUFFICIENT_FUNDS and amount < 0

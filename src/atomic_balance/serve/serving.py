@@ -8,31 +8,27 @@ import logging
 import math
 import os
 import resource
-import signal
 import socket
 import sys
-import termios
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import uvloop
 from aiohttp import web
 
 from atomic_balance.http.app import make_app
+from atomic_balance.http.app_keys import DRAINING, GROUP_COMMIT
 from atomic_balance.http.authorization import Tokens
 from atomic_balance.http.bodies import CONNECTION_BYTES
-from atomic_balance.http.handlers import DRAINING, GROUP_COMMIT
 from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
-from atomic_balance.settings import Settings, WrongSettingError, with_new_tokens
+from atomic_balance.settings import Settings
 
 log = logging.getLogger("atomic_balance")
 
 BACKLOG = 10_000
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _GC_THRESHOLD = 100_000
 _POLL_SECONDS = 0.01
-_MEANT_FOR_WORKERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class StartError(Exception):
@@ -40,7 +36,7 @@ class StartError(Exception):
 
 
 class BrokenError(Exception):
-    """The service had to end for a fault of its own, which was logged; everything was answered."""
+    """The service had to end because of a fault of its own, which was logged; every request was answered."""
 
 
 def run(work: Coroutine[object, object, None]) -> None:
@@ -70,7 +66,7 @@ def listen(settings: Settings) -> list[socket.socket]:
         try:
             listener = socket.create_server(address, family=family, backlog=BACKLOG)
             listeners.append(listener)
-            if sys.platform == "linux":  # connections have it from their listener: who takes no answer is gone too
+            if sys.platform == "linux":  # connections inherit it: a client that takes no answer is cut off too
                 milliseconds = math.ceil(1000 * settings.idle_seconds)
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         except OSError as error:
@@ -82,78 +78,30 @@ def listen(settings: Settings) -> list[socket.socket]:
     return listeners
 
 
-def stop_on_signals() -> asyncio.Event:
-    """An event that the signals to stop set."""
-    stop = asyncio.Event()
-    for number in STOPPING:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
-def outlive_other_signals(settings: Settings, tokens: Tokens, stop: asyncio.Event) -> None:
-    """Let no signal that means something with several workers end or freeze this process, which is the only one.
-
-    SIGHUP: `tokens` become those of `.env` as it is then, or `stop` is set if the terminal has gone.
-    """
-    loop = asyncio.get_running_loop()
-
-    def hang_up() -> None:
-        nonlocal settings
-        if terminal_has_gone():
-            stop.set()
-        elif renewed := settings_with_new_tokens(settings):
-            settings = renewed
-            tokens.accept(settings)
-
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
-    for number in _MEANT_FOR_WORKERS:
-        loop.add_signal_handler(number, log.warning, "%s is ignored: it means nothing to one process", number.name)
-
-
-def settings_with_new_tokens(settings: Settings) -> Settings | None:
-    """`settings` with the tokens that `.env` has now; None, and a line in the log, if anything is wrong with it."""
-    try:
-        renewed = with_new_tokens(settings)
-    except WrongSettingError as error:
-        log.error("SIGHUP: the tokens stay as they are: %s", error)
-        return None
-    log.info("SIGHUP: the tokens are %s", "the same as before" if renewed == settings else "those of .env now")
-    return renewed
-
-
-def terminal_has_gone() -> bool:
-    """Whether this process wrote to a terminal that was closed; that is what SIGHUP was made for."""
-    try:
-        termios.tcgetattr(sys.stderr)
-    except termios.error as error:
-        return bool(error.args[0] == errno.EIO)
-    return False
-
-
 async def serve(
     settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, tokens: Tokens, stop: asyncio.Event
 ) -> None:
-    """Serve on `listeners` until `stop` is set; then what was accepted is still answered. Raises BrokenError."""
+    """Serve on `listeners` until `stop` is set, then answer what was accepted. Raises BrokenError."""
     _raise_file_limit()
     async with _running(settings, metrics, tokens, stop.set) as runner:
         sites = [web.SockSite(runner, listener, backlog=BACKLOG) for listener in listeners]
         for site in sites:
             await site.start()
         metrics.publish()
-        _spare_the_garbage_collector()
+        _collect_garbage_rarely()
         await stop.wait()
         log.info("stopping: what was accepted is still answered")
         runner.app[DRAINING].set()
-        await asyncio.sleep(settings.drain_seconds)  # so that whoever asks for readiness learns of it first
+        await asyncio.sleep(settings.drain_seconds)  # so that load balancers see it first
         for site in sites:
             await site.stop()
-        with contextlib.suppress(TimeoutError):  # who has just connected sends a request yet
+        with contextlib.suppress(TimeoutError):  # a client that has just connected may still send a request
             async with asyncio.timeout(settings.drain_seconds):
                 while runner.server and runner.server.connections:  # noqa: ASYNC110 - nothing tells when they have gone
                     await asyncio.sleep(_POLL_SECONDS)
         failure = runner.app[GROUP_COMMIT].failure
     if failure is not None:
-        raise BrokenError("changes could not be carried any more") from failure
+        raise BrokenError("no more changes could be applied") from failure
 
 
 @contextlib.asynccontextmanager
@@ -165,7 +113,7 @@ async def _running(
         access_log=log if settings.log_requests else None,
         access_log_format='%a "%r" %s %b bytes in %Tf s',
         shutdown_timeout=settings.shutdown_seconds,
-        keepalive_timeout=settings.idle_seconds,  # also of those that have sent nothing yet, or half a head
+        keepalive_timeout=settings.idle_seconds,  # also for connections that have sent nothing, or half a head
         read_bufsize=CONNECTION_BYTES,
     )
     await runner.setup()
@@ -182,8 +130,8 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _spare_the_garbage_collector() -> None:
-    """Look for cycles seldom, and not among what lives for ever: requests leave hardly any behind."""
+def _collect_garbage_rarely() -> None:
+    """Requests leave hardly any cycles behind, and what exists now lives as long as the process."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)

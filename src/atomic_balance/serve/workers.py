@@ -19,15 +19,8 @@ from gunicorn.workers.base import Worker
 from atomic_balance.http.authorization import Tokens
 from atomic_balance.observe.counting import Numbers, shared_numbers
 from atomic_balance.observe.metrics import Metrics
-from atomic_balance.serve.serving import (
-    BACKLOG,
-    STOPPING,
-    run,
-    serve,
-    settings_with_new_tokens,
-    stop_on_signals,
-    terminal_has_gone,
-)
+from atomic_balance.serve.serving import BACKLOG, run, serve
+from atomic_balance.serve.signals import STOPPING, settings_with_new_tokens, stop_on_signals, terminal_has_gone
 from atomic_balance.settings import WORKERS_MAX, Settings
 
 log = logging.getLogger("atomic_balance")
@@ -40,8 +33,8 @@ _MARGIN_SECONDS = 5
 def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
     """Serve with `settings.workers` processes until a signal says to stop; ends in SystemExit.
 
-    `ready` is called when signals are heeded. Must be called in a process without threads, but for the log's and
-    the one that keeps the embedded server: both mind that processes are forked beside them.
+    `ready` is called as soon as signals are handled. The process must have no threads but those of the log and of the
+    embedded PostgreSQL, which allow for processes that are forked beside them.
     """
     _Supervisor(
         settings,
@@ -87,13 +80,13 @@ class _Parent(Arbiter):  # type: ignore[misc]
         super().__init__(supervisor)
 
     def equip(self, worker: "_Worker") -> None:
-        """Give a worker that is about to be forked what it needs, numbers that no other one has among it."""
+        """Give a worker, before it is forked, its settings and numbers that no other worker counts in."""
         taken = [other.own for other in self.WORKERS.values()]
         worker.settings, worker.everyone = self._settings, self._numbers
         worker.own = next(free for free in self._numbers if free not in taken)
 
     def spawn_worker(self) -> None:
-        """Fork a worker. A signal to stop waits until the worker heeds it: at first it has its parent's handlers."""
+        """Fork a worker. Signals to stop wait until it has handlers of its own in place of its parent's."""
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         super().spawn_worker()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -138,7 +131,7 @@ class _Worker(Worker):  # type: ignore[misc]
     everyone: Sequence[Numbers]
 
     def init_process(self) -> None:
-        """Work, and end the process without a way back: what its parent has open is not its to close."""
+        """Work, then end the process at once: what it has inherited from its parent is not for it to close."""
         status = 1
         try:
             super().init_process()
@@ -168,7 +161,7 @@ class _Worker(Worker):  # type: ignore[misc]
             beating.cancel()
 
     async def _beat(self, metrics: Metrics, stop: asyncio.Event) -> None:
-        """Say each second that this worker is not frozen, and stop when its parent has died."""
+        """Tell the parent each second that this worker is not frozen, and stop when the parent has died."""
         while True:
             await asyncio.sleep(_BEAT_SECONDS)
             self.notify()
