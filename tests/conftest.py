@@ -34,6 +34,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with embedded_postgres(data_dir) as url:
         server = url.replace("/postgres?", "/{database}?")
         with psycopg.connect(url, autocommit=True) as admin:
+            # Nothing here outlives the machine, and without it a database is dropped thirty times as fast.
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("SELECT pg_reload_conf()")
             admin.execute("CREATE DATABASE migrated")
         make_schema(server.format(database="migrated"))
         yield server
