@@ -7,18 +7,18 @@ import asyncpg
 
 from atomic_balance.changes import Change, Refusal
 from atomic_balance.postgres.connections import FAULTS, open_connection
-from atomic_balance.postgres.failures import Failure, StatementError, failure_of
+from atomic_balance.postgres.failures import StatementError, failure_of
 from atomic_balance.postgres.statements import APPLY_ACCOUNT, APPLY_CHANGES, BLOCKED_ACCOUNTS, RECORD_REFUSALS
 from atomic_balance.settings import Settings
 
 
 class Recorded(NamedTuple):
-    """What the journal holds for a change: `refusal` None if it was applied."""
+    """What the journal holds for a change: `refusal` None if it was applied; a newer version may know other reasons."""
 
     balance: int
     amount: int
     reference: str | None
-    refusal: Refusal | None
+    refusal: str | None
 
 
 class AccountResult(NamedTuple):
@@ -33,7 +33,10 @@ class AccountResult(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answer to a batch: by index of the change, and by user id. An account that is missing does not exist."""
+    """The answer to a batch: by index of the change, and by user id.
+
+    `accounts` lacks one that does not exist, or whose changes are all in `recorded`.
+    """
 
     recorded: Mapping[int, Recorded]
     accounts: Mapping[int, AccountResult]
@@ -49,7 +52,7 @@ class RefusalRecord(NamedTuple):
 
 
 class Session:
-    """A connection of one owner's, which applies batches. Every method raises StatementError."""
+    """A connection of one owner's, which applies batches. The methods that send a statement raise StatementError."""
 
     def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
         self._connection = connection
@@ -81,15 +84,11 @@ class Session:
         )
         recorded = {}
         accounts = {}
-        try:
-            for position, user_id, applied, balance, minimum_balance, amount, reference, refusal in rows:
-                if position is None:
-                    accounts[user_id] = AccountResult(applied, balance, minimum_balance)
-                else:
-                    reason = Refusal(refusal) if refusal else None
-                    recorded[position - 1] = Recorded(balance, amount, reference, reason)
-        except ValueError as error:  # a refusal that only a newer version knows
-            raise StatementError(Failure.UNKNOWN) from error
+        for position, user_id, applied, balance, minimum_balance, amount, reference, refusal in rows:
+            if position is None:
+                accounts[user_id] = AccountResult(applied, balance, minimum_balance)
+            else:
+                recorded[position - 1] = Recorded(balance, amount, reference, refusal)
         return Answers(recorded, accounts)
 
     async def record_refusals(self, refusals: Sequence[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
