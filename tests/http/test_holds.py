@@ -203,7 +203,7 @@ async def test_capturing_all(client: Client, body: bytes | None) -> None:
     captured = {**hold, "status": "captured", "captured": 500, "newBalance": 9_500}
     assert await ask(client, "POST", f"{HOLD}/capture", body) == (200, captured, False)
     assert await account(client) == (9_500, 0, 9_500, 2)
-    again: dict[str, int] | None
+    again: Any
     for again in (None, {}, {"amount": 500}):
         assert await ask(client, "POST", f"{HOLD}/capture", again) == (200, captured, True)
     assert await ask(client, "GET", HOLD) == (200, captured, False)
