@@ -102,7 +102,6 @@ class Account(NamedTuple):
 
 over_a_database = settings(
     max_examples=100,
-   
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -273,6 +273,7 @@ async def test_releasing(client: Client, body: bytes | None) -> None:
     released = {**hold, "status": "released"}
     assert await ask(client, "POST", f"{HOLD}/release", body) == (200, released, False)
     assert await account(client) == (10_000, 0, 10_000, 2)
+    again: Any
     for again in (None, {}):
         assert await ask(client, "POST", f"{HOLD}/release", again) == (200, released, True)
     assert await ask(client, "GET", HOLD) == (200, released, False)
