@@ -85,7 +85,10 @@ async def test_the_audit_passes_on_a_live_database(client: Client, database_url:
 
 
 async def a_journal(client: Client) -> None:
-    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit."""
+    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit.
+
+    User 2 has placed holds of 10, 20 and 30 too, of which 4 of the first were captured, and the second was released.
+    """
     for user_id in (1, 2, 3):
         await opened(client, 100, user_id)
         for amount in (1, 2, 8):
@@ -94,6 +97,10 @@ async def a_journal(client: Client) -> None:
             change = {"userId": user_id, "amount": amount}
             answer = await client.post("/api/balance/update", json=change, headers={"Idempotency-Key": key})
             assert answer.status == 400
+    for hold_id, amount in (("a", 10), ("b", 20), ("c", 30)):
+        assert (await client.put(f"/api/users/2/holds/{hold_id}", json={"amount": amount})).status == 201
+    assert (await client.post("/api/users/2/holds/a/capture", json={"amount": 4})).status == 200
+    assert (await client.post("/api/users/2/holds/b/release")).status == 200
 
 
 @pytest.mark.parametrize(
