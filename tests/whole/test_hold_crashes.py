@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psycopg
@@ -56,7 +57,7 @@ async def live(client: aiohttp.ClientSession, urls: Sequence[str], number: int) 
     assert placed.body["status"] == "held"
     if how == "release":
         ended = await persistently(urls, lambda url: settle(client, "release", hold_id, url=url))
-        expected = {"status": "released"}
+        expected: dict[str, Any] = {"status": "released"}
     else:
         body = {"amount": 1} if how == "part" else {}
         ended = await persistently(urls, lambda url: settle(client, "capture", hold_id, url=url, **body))
