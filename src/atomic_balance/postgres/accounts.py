@@ -1,6 +1,6 @@
 """Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -155,10 +155,12 @@ class Accounts:
         """Whether it is the turn of `holder`, a name of one process alone, to settle what has expired."""
         return bool(await self._fetch(TAKE_EXPIRY_TURN, holder))
 
-    async def expired_holds(self, after: ExpiredHold | None, count_max: int) -> list[ExpiredHold]:
-        """Open holds that have expired, from the first that did or from `after` on."""
+    async def expired_holds(
+        self, after: ExpiredHold | None, without: Collection[int], count_max: int
+    ) -> list[ExpiredHold]:
+        """Open holds that have expired, from the first that did or from `after` on, not those of users in `without`."""
         place = (after.expires_at, after.user_id, after.hold_id) if after else (None, None, None)
-        return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, count_max)]
+        return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, list(without), count_max)]
 
     async def count_open_holds(self) -> tuple[int, float, int]:
         """How many holds are open, what they hold together, and how many expired over a second ago."""
