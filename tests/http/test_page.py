@@ -9,6 +9,7 @@ from unittest.mock import ANY
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from atomic_balance.http.endpoints import ENDPOINTS
 from tests.client import session, update
 from tests.database import Database
 from tests.processes import Service, running_service
@@ -148,6 +149,17 @@ async def test_an_account_is_shown_with_what_is_held_and_its_open_holds(browser:
     for width, height in SIZES.values():
         await page.set_viewport_size({"width": width, "height": height})
         assert await overflow(page) == 0
+    assert wrong == []
+
+
+async def test_the_page_of_the_api_shows_every_endpoint_and_fits(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
+    await page.goto(service.url + "/docs")
+    await expect(page.locator("details")).to_have_count(len(ENDPOINTS))
+    shown = await page.locator("summary").all_inner_texts()
+    assert {tuple(text.split()[:2]) for text in shown} == {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
+    await page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert await overflow(page) == 0
     assert wrong == []
 
 
