@@ -38,7 +38,8 @@ async def update(client: Client, body: Any) -> tuple[int, str]:
 
 
 def account(user_id: int, balance: int, version: int = 0) -> str:
-    return f'{{"userId":{user_id},"balance":{balance},"held":0,"available":{balance},"minimumBalance":0,"version":{version}}}'
+    held = f'"held":0,"available":{balance}'
+    return f'{{"userId":{user_id},"balance":{balance},{held},"minimumBalance":0,"version":{version}}}'
 
 
 @pytest.mark.over_both_statements
