@@ -103,7 +103,7 @@ class Undecided(StrEnum):
     UNKNOWN = "outcome_unknown"
     """A statement with it was lost or is still under way: it may be applied yet."""
     FAILED = "internal_error"
-    """Surely not applied: the statement failed, for this change and no other."""
+    """This request changed nothing: its statement failed, for this change and no other."""
 
 
 Outcome = Applied | Refused | Undecided

@@ -24,6 +24,7 @@ from pytest_aiohttp import AiohttpClient
 from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
+from atomic_balance.postgres.session import RefusalRecord, Session
 from atomic_balance.settings import Settings
 from tests.client import UPDATE
 from tests.committing import all_of, committing, patient
@@ -276,7 +277,7 @@ async def test_many_blocked_rows_hold_up_nobody_else(database: Database, debug_l
 
 
 async def test_a_row_that_several_transactions_hold_is_found_by_halves(database: Database) -> None:
-    """Its header names no transaction, so it can't be asked for."""
+    """Its header names no transaction, so it can't be asked for: fewer and fewer accounts travel with it."""
     database.open(dict.fromkeys(range(1, 41), 10))
     share = "SELECT FROM users WHERE id = 7 FOR SHARE"
     async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
@@ -463,6 +464,49 @@ async def test_a_refusal_whose_key_is_in_doubt_delays_its_own_account_alone(data
             assert await all_of(doubtful) == [Undecided.TURNED_AWAY]
 
 
+async def test_who_was_refused_while_a_neighbours_key_is_in_doubt_is_never_applied_afterwards(
+    database: Database,
+) -> None:
+    """The batch is not sent a second time as it was: what was answered meanwhile is not in it any more."""
+    database.open({1: 0, 2: 0, 3: 0, 4: 10})
+    async with committing(Settings(database_url=database.url, deadline_seconds=20)) as committer:
+        with database.session(TAKE_KEY):
+            doubtful = committer.submit(Change(1, -1, "k"))
+            neighbours = [committer.submit(Change(2, -5)), committer.submit(Change(4, -1))]
+            keyed = committer.submit(Change(3, -1, "other"))
+            assert await all_of(neighbours[0]) == [INSUFFICIENT]
+            database.execute("UPDATE users SET balance = 100, opening_balance = 100 WHERE id = 2")
+            assert await all_of(neighbours[1], keyed) == [Applied(9), INSUFFICIENT]
+            assert await all_of(committer.submit(Change(4, -1)), committer.submit(Change(3, -1, "third"))) == [
+                Applied(8),
+                INSUFFICIENT,
+            ]
+            assert not doubtful.done()
+        assert await all_of(doubtful) == [INSUFFICIENT]
+    assert database.journal(2) == []
+    assert [row.amount for row in database.journal(4)] == [-1, -1]
+
+
+async def test_many_refusals_are_recorded_in_statements_of_limited_size(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    record_refusals = Session.record_refusals
+
+    async def counted(session: Session, refusals: list[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
+        sizes.append(len(refusals))
+        return await record_refusals(session, refusals, lock_seconds)
+
+    monkeypatch.setattr(Session, "record_refusals", counted)
+    database.open({1: 0})
+    async with committing(Settings(database_url=database.url, changes_per_statement_max=10)) as committer:
+        waiting = [committer.submit(Change(1, -1, f"k{number}")) for number in range(95)]
+        assert await all_of(*waiting) == [INSUFFICIENT] * 95
+    assert sum(sizes) == 95
+    assert max(sizes) == 10
+    assert len(database.journal(1)) == 95
+
+
 # Rejected: the fault of one change
 
 
@@ -525,6 +569,31 @@ async def test_a_refusal_that_cannot_be_recorded_is_500(database: Database) -> N
     async with committing(Settings(database_url=database.url)) as committer:
         waiting = [committer.submit(Change(user_id, -1, "k")) for user_id in (1, 2)]
         assert await all_of(*waiting) == [Undecided.FAILED, INSUFFICIENT]
+
+
+async def test_a_refusal_that_cannot_be_recorded_leaves_the_accounts_others_theirs(database: Database) -> None:
+    """What goes alone is judged alone too, or the refusal at fault would be recorded with the others again."""
+    database.open({1: 0})
+    database.fail("NEW.idempotency_key = 'bad'", "P0001")
+    async with committing(Settings(database_url=database.url)) as committer:
+        waiting = [committer.submit(Change(1, -1, key)) for key in ("good", "bad", "better")]
+        assert await all_of(*waiting) == [INSUFFICIENT, Undecided.FAILED, INSUFFICIENT]
+    assert [row.key for row in database.journal(1)] == ["good", "better"]
+
+
+async def test_a_reason_that_only_a_newer_version_knows_is_500_and_disturbs_nobody(database: Database) -> None:
+    database.open({1: 10, 2: 10})
+    database.execute("ALTER TABLE balance_changes DROP CONSTRAINT balance_changes_refusal_known")
+    database.execute(
+        "INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, refusal) VALUES (1, 'k', -1, 0, 'new')"
+    )
+    async with committing(Settings(database_url=database.url)) as committer:
+        waiting = [
+            committer.submit(Change(1, -1, "k")),
+            committer.submit(Change(1, -2)),
+            committer.submit(Change(2, -1)),
+        ]
+        assert await all_of(*waiting) == [Undecided.FAILED, Applied(8), Applied(9)]
 
 
 async def test_an_account_is_carried_by_one_lane_at_a_time(database: Database) -> None:
@@ -727,3 +796,17 @@ async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_servic
         assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
     assert told == ["failed"]
     assert "unforeseen" in debug_log.text
+
+
+async def test_what_was_committed_is_not_said_to_have_changed_nothing_when_the_service_fails_right_after(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.open({1: 10})
+    async with committing(Settings(database_url=database.url)) as committer:
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("unforeseen")
+
+        monkeypatch.setattr(committer, "_settle_account", fail)
+        assert await all_of(committer.submit(Change(1, -1))) == [Undecided.UNKNOWN]
+    assert database.balance(1) == 9

@@ -122,6 +122,19 @@ def test_expiry_looks_no_further_than_what_is_due() -> None:
     assert Watched.looks == 11 + 6
 
 
+def test_an_account_keeps_its_turn_when_changes_of_it_expire() -> None:
+    backlog = Backlog()
+    future: asyncio.Future[Outcome] = asyncio.get_event_loop_policy().get_event_loop().create_future()
+    changes = [WaitingChange(Change(user_id, -1), f" {n}", n, 0, future) for n, user_id in enumerate((1, 1, 2))]
+    for waiting in changes:
+        backlog.add(waiting)
+    backlog.answer(changes[0])
+    backlog.tidy(1)
+    batch = backlog.take_ready(1, 1, 3)
+    assert batch is not None
+    assert batch.changes() == [changes[1]]
+
+
 @given(
     st.lists(st.tuples(changes_of_all_kinds, st.booleans()), min_size=1, max_size=30),
     st.none() | accounts(),

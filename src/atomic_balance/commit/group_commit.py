@@ -6,15 +6,16 @@ changes that go alone. waiting.py has the states, docs/guarantees.md what is pro
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Set
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 
 from msgspec import Struct, structs
 
-from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refused, Undecided, is_same
+from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refusal, Refused, Undecided, is_same
 from atomic_balance.commit.planning import refusal
 from atomic_balance.commit.waiting import Backlog, Batch, WaitingAccount, WaitingChange
 from atomic_balance.observe.counting import Numbers
@@ -28,13 +29,18 @@ _EXPIRE_SECONDS = 0.05  # how much later than its deadline a change may be answe
 _RECONNECT_SECONDS = 0.05  # a server that restarts is back within a tenth of a second or so
 _RECONNECT_SECONDS_MAX = 0.5  # one that stays away is not pressed, and found within half a second
 _CONTENTION_SECONDS = 1.0  # a transaction that was met may hold other rows too; most have ended after a second
-_BRIEF = 0.1  # of LOCK_SECONDS: longer than the commit of another service's batch takes, and no wait that is felt
+_FUTILE_MAX = 3  # another process settles a hold once, so its settlement is found at the second try
+_BRIEF_SHARE = 0.1  # of LOCK_SECONDS, for which a row is waited for while others are locked too
+
+
+_NEEDS_NEW_SESSION = (Failure.UNKNOWN, Failure.CANNOT_WRITE)
 
 
 class Limits(Struct, frozen=True):
     """The limits of a GroupCommit. At most 1,000 changes per statement, so that no sum leaves bigint.
 
-    `landing_seconds`: how long before its deadline a change is not sent any more; what a statement may take.
+    `landing_seconds`: how long before its deadline a change is not sent any more: what the lock waits of a statement
+    and of recording its refusals may take.
     `lock_seconds`: the longest that a statement waits for a row.
     """
 
@@ -80,6 +86,7 @@ class GroupCommit:
         self._next_number = 0
         self._key_prefix = f" {secrets.token_hex(16)}-"  # a space first: no caller's key can hold one
         self._contended_at = float("-inf")
+        self._suspects_together = limits.accounts_per_statement
         self._failing_since: float | None = None
         self._failed_at = float("-inf")
         self._loop = asyncio.get_running_loop()
@@ -88,16 +95,16 @@ class GroupCommit:
         """Accept a change; the future gives its outcome, by the deadline, and is never an exception.
 
         An account's changes are applied in the order in which they are submitted. A duplicate of a change that waits -
-        the same user, key, amounts and reference - waits for that one's outcome and takes no place of its own. Of the
-        settlements of a hold one is under way at a time: if it settles the hold, another one's outcome is KEY_REUSED,
-        or else the next is sent. Without a place a change is turned away at once. What each outcome promises is said
-        where it is defined, in changes.py.
+        the same user, key, amounts and reference - waits for that one's outcome, until that one's deadline, and takes
+        no place of its own. Of the settlements of a hold one is under way at a time: if it settles the hold, another
+        one's outcome is KEY_REUSED, or else the next is sent. A change that finds no place is turned away at once. What
+        each outcome promises is said where it is defined, in changes.py.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._accept(change, future)
+        self._accept(change, future, REQUEST_ID.get())
         return future
 
-    def _accept(self, change: Change, future: asyncio.Future[Outcome]) -> None:
+    def _accept(self, change: Change, future: asyncio.Future[Outcome], request_id: str | None) -> None:
         key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
@@ -109,7 +116,7 @@ class GroupCommit:
             elif same:
                 first.duplicates.append(future)
             else:
-                first.followers.append((change, future))
+                first.followers.append((change, future, request_id))
             return
         account = self._backlog.account(change.user_id)
         if (
@@ -123,7 +130,7 @@ class GroupCommit:
         self._next_number += 1
         deadline = self._loop.time() + self._limits.deadline_seconds
         key = key or f"{self._key_prefix}{number:012x}"
-        self._backlog.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
+        self._backlog.add(WaitingChange(change, key, number, deadline, future, request_id))
 
     @property
     def waiting_count(self) -> int:
@@ -137,7 +144,10 @@ class GroupCommit:
 
     @property
     def failing_seconds(self) -> float:
-        """For how long no statement could be committed, though some were tried; 0 once none has been for a deadline."""
+        """For how many seconds statements have been lost, or connecting has failed, without one success in between.
+
+        0 if that is not so, or if nothing has been tried for as long as a change waits.
+        """
         now = self._loop.time()
         if self._failing_since is None or now - self._failed_at > self._limits.deadline_seconds:
             return 0.0
@@ -156,18 +166,24 @@ class GroupCommit:
                 work.cancel()
 
     async def _work(self) -> None:
-        try:
+        with contextlib.suppress(ExceptionGroup):  # whoever failed has said so
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._lane(self._send_ready, self._backlog.ready_wake))
+                tasks.create_task(self._loud(self._lane(self._send_ready, self._backlog.ready_wake)))
                 for _ in range(1, self._limits.lanes):
-                    tasks.create_task(self._lane(self._send_suspects, self._backlog.suspects_wake))
-                tasks.create_task(self._expire())
-        except* Exception as fault:
+                    tasks.create_task(self._loud(self._lane(self._send_suspects, self._backlog.suspects_wake)))
+                tasks.create_task(self._loud(self._expire()))
+
+    async def _loud(self, work: Coroutine[None, None, None]) -> None:
+        """Do `work`. If it fails, everything is answered at once, because nobody will carry it any more."""
+        try:
+            await work
+        except Exception as fault:
             log.critical("changes can't be carried any more", exc_info=fault)
-            self._give_up(fault)
+            if self.failure is None:
+                self._give_up(fault)
+            raise
 
     def _give_up(self, fault: BaseException) -> None:
-        """Answer everything: after a fault of our own nobody will carry it."""
         self.failure = fault
         for waiting in self._backlog.unanswered():
             undecided = waiting.unknown or waiting.in_flight
@@ -175,12 +191,13 @@ class GroupCommit:
         self._on_failure()
 
     async def _lane(self, send: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
+        """Own a session, and send on it whenever there is something for this lane, which `wake` says."""
         session: Session | None = None
         try:
             while True:
                 if session is None or session.closed:
                     session = await self._connected()
-                wake.clear()
+                wake.clear()  # before looking: what is queued while this lane sends wakes it again
                 turn = await send(session)
                 if turn is _Turn.IDLE:
                     await wake.wait()
@@ -209,37 +226,33 @@ class GroupCommit:
         if batch is None:
             return _Turn.IDLE
         # While rows are locked, whoever meets one must not keep the others for long.
-        contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
-        return await self._send(session, batch, limits.lock_seconds * (_BRIEF if contended else 1))
+        lately_contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
+        return await self._send(session, batch, limits.lock_seconds * (_BRIEF_SHARE if lately_contended else 1))
 
     async def _send_suspects(self, session: Session) -> _Turn:
-        """Carry those suspects together whose rows are free; if none is, the first by itself, waiting for its row.
+        """Send those suspects together whose rows are free; if none is, the first by itself, waiting for its row.
 
         That one sends a single change: a statement that may wait in vain is to be a small one.
         """
-        suspects = self._backlog.take_suspects(self._limits.accounts_per_statement)
+        suspects = self._backlog.take_suspects(self._suspects_together)
         if not suspects:
             return _Turn.IDLE
-        blocked: Set[int] | None = frozenset()
-        if len(suspects) > 1 and not suspects[0].next_goes_alone():
+        free = suspects
+        if len(suspects) > 1:
             blocked = await self._blocked(session, suspects)
-        if blocked is None:
-            self._backlog.put_back(suspects)
-            return _Turn.LOST
-        free = [one for one in suspects if one.user_id not in blocked and not one.next_goes_alone()]
-        if len(suspects) == 1 or suspects[0].next_goes_alone() or not free:
-            tried, seconds, changes_max = suspects[:1], self._limits.lock_seconds, 1
+            if blocked is None:
+                self._backlog.put_back(suspects)
+                return _Turn.LOST
+            free = [account for account in suspects if account.user_id not in blocked]
+        if len(suspects) == 1 or not free:
+            batch = Batch.of(suspects[:1], 1, self._next_number)
+            lock_seconds = self._limits.lock_seconds
         else:
-            tried, seconds, changes_max = free, self._limits.lock_seconds * _BRIEF, self._limits.changes_per_statement
-        batch = Batch([], self._next_number)
-        for account in tried:
-            part = account.next_changes(changes_max)
-            changes_max -= len(part)
-            if part:
-                batch.parts.append((account, part))
-        carried = {account.user_id for account in batch.accounts()}
-        self._backlog.put_back(one for one in suspects if one.user_id not in carried)
-        return await self._send(session, batch, seconds) if carried else _Turn.DONE
+            batch = Batch.of(free, self._limits.changes_per_statement, self._next_number)
+            lock_seconds = self._limits.lock_seconds * _BRIEF_SHARE
+        sent = {account.user_id for account in batch.accounts()}
+        self._backlog.put_back(account for account in suspects if account.user_id not in sent)
+        return await self._send(session, batch, lock_seconds) if sent else _Turn.DONE
 
     async def _blocked(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
         """The user ids of those whose rows another transaction has locked; None: the session is lost."""
@@ -247,36 +260,31 @@ class GroupCommit:
             return await session.blocked_accounts([account.user_id for account in accounts])
         except StatementError as error:
             self._report(error, "asking which rows are locked")
-            return None if error.failure in _LOST else frozenset()
+            return None if error.failure in _NEEDS_NEW_SESSION else frozenset()
 
     async def _send(self, session: Session, batch: Batch, lock_seconds: float) -> _Turn:
-        """Send a batch, settle it, and put its accounts where they belong then."""
+        """Send a batch, settle it, and put its accounts where they belong then.
+
+        If a row could not be had in time, the accounts whose rows are locked become suspect. Where no row says that it
+        is locked all of them do, and fewer suspects travel together until those in the way are by themselves.
+        """
         failure = await self._apply(session, batch, lock_seconds)
+        lost = failure in _NEEDS_NEW_SESSION
         contended: Set[int] = frozenset()
         if failure is Failure.CONTENDED:
-            self._contended_at = self._loop.time()
-            if len(batch.parts) == 1:
-                contended = {batch.parts[0][0].user_id}
-            else:
-                blocked = await self._blocked(session, batch.accounts())
-                if blocked is None:
-                    failure = Failure.UNKNOWN
-                elif blocked:
-                    contended = blocked
-                else:
-                    return await self._send_halves(session, batch)
+            # A brief wait may have ended only because other services share the rows: that is no reason to go on so.
+            if lock_seconds >= self._limits.lock_seconds:
+                self._contended_at = self._loop.time()
+            everyone = {account.user_id for account in batch.accounts()}
+            blocked = await self._blocked(session, batch.accounts()) if len(everyone) > 1 else everyone
+            lost = blocked is None
+            contended = blocked or everyone
+            if not blocked:
+                self._suspects_together = max(1, len(everyone) // 2)
+        elif failure is None:
+            self._suspects_together = min(2 * self._suspects_together, self._limits.accounts_per_statement)
         self._release(batch, contended)
-        return _Turn.LOST if failure in _LOST else _Turn.DONE
-
-    async def _send_halves(self, session: Session, batch: Batch) -> _Turn:
-        """Find the account that is in the way though its row does not say so: half of them are carried without it."""
-        seconds = self._limits.lock_seconds * _BRIEF
-        first, second = batch.halves()
-        turn = await self._send(session, first, seconds)
-        if turn is not _Turn.LOST:
-            return await self._send(session, second, seconds)
-        self._release(second, frozenset())
-        return turn
+        return _Turn.LOST if lost else _Turn.DONE
 
     def _release(self, batch: Batch, contended: Set[int]) -> None:
         """Let other lanes have a batch's accounts. What has no time left for another try is answered first."""
@@ -287,7 +295,7 @@ class GroupCommit:
             self._backlog.release(account, account.user_id in contended)
 
     async def _apply(self, session: Session, batch: Batch, lock_seconds: float) -> Failure | None:
-        """Send a batch, and answer what that decides; gives what a failure left behind, None if there was none."""
+        """Send a batch, and answer what was decided; gives what a failure left behind, None if there was none."""
         changes = batch.changes()
         began = self._loop.time()
         _set_in_flight(changes, True)
@@ -300,17 +308,22 @@ class GroupCommit:
             )
         except StatementError as error:
             return self._settle_failure(changes, error)
-        _set_in_flight(changes, False)
         self._failing_since = None
         self._numbers.statement_changes.observe(len(changes))
         self._numbers.statement_seconds.observe(self._loop.time() - began)
         refused = self._settle(batch, changes, answers)
-        return await self._record_refusals(session, refused, lock_seconds) if refused else None
+        _set_in_flight(changes, False)  # not before: what has been committed must not look as if it had never been sent
+        count_max = self._limits.changes_per_statement
+        for start in range(0, len(refused), count_max):
+            failure = await self._record_refusals(session, refused[start : start + count_max], lock_seconds)
+            if failure is not None:
+                return failure
+        return None
 
     async def _record_refusals(
         self, session: Session, refused: list[tuple[WaitingChange, RefusalRecord]], lock_seconds: float
     ) -> Failure | None:
-        """Bind refusals to their keys, and only then answer them; gives what a failure left behind."""
+        """Bind up to 1,000 refusals to their keys, and only then answer them; gives what a failure left behind."""
         changes = [waiting for waiting, _ in refused]
         _set_in_flight(changes, True)
         try:
@@ -351,7 +364,7 @@ class GroupCommit:
         self._numbers.count_failure(error.failure)
         level = logging.DEBUG if error.failure in (Failure.KEY_TAKEN, Failure.CONTENDED) else logging.WARNING
         log.log(level, "%s: %s, %r", what, error, error.__cause__)
-        if error.failure in _LOST:
+        if error.failure in _NEEDS_NEW_SESSION:
             self._note_failing()
 
     def _note_failing(self) -> None:
@@ -385,8 +398,8 @@ class GroupCommit:
     ) -> list[tuple[WaitingChange, RefusalRecord]]:
         """Answer an account's changes that were applied, or that the statement's balance by itself can't cover.
 
-        What was waiting when the statement was sent is judged with what was sent, or it could wait for ever. Gives the
-        refusals to be recorded first: of those that may be repeated.
+        What was waiting when the statement was sent is judged with what was sent, or it could wait for ever; but what
+        goes alone is judged alone too. Gives the refusals to be recorded first: of those that may be repeated.
         """
         balance, held = result.balance, result.held
         if result.applied:
@@ -399,10 +412,15 @@ class GroupCommit:
                     self._answer(waiting, Applied(balance, expires_at=result.expiry_of(change)))
                 else:
                     self._answer(waiting, Applied(balance))
+        elif held + sum(waiting.change.hold_amount for waiting in sent) < 0:
+            self._isolate_settlements(sent)
         account.available = available = balance - held - result.minimum_balance
         account.room = room = BALANCE_LIMIT - balance
         to_record: list[tuple[WaitingChange, RefusalRecord]] = []
-        for waiting in account.arrived_before(arrived_before):
+        goes_alone = bool(sent) and sent[0].alone
+        for waiting in (
+            [one for one in sent if not one.answered] if goes_alone else account.arrived_before(arrived_before)
+        ):
             reason = refusal(waiting.change, available, room)
             if reason is None:
                 continue
@@ -411,6 +429,25 @@ class GroupCommit:
             else:
                 self._answer(waiting, Refused(reason))
         return to_record
+
+    def _isolate_settlements(self, sent: list[WaitingChange]) -> None:
+        """Have settlements go alone that would settle more than is held.
+
+        Nearly always another process has just settled one of their holds, which is found when it is sent again. If it
+        is not, what is held and the list of open holds contradict each other, and the account must not wait for that.
+        """
+        for waiting in sent:
+            if waiting.change.hold_amount < 0 and not waiting.answered:
+                waiting.alone = True
+                waiting.futile_count += 1
+                if waiting.futile_count > _FUTILE_MAX:
+                    log.error(
+                        "user %d holds less than its open hold %r: run atomic-balance verify",
+                        waiting.change.user_id,
+                        waiting.change.hold_id,
+                        extra={"request_id": waiting.request_id},
+                    )
+                    self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
 
     def _answer(self, waiting: WaitingChange, outcome: Outcome) -> None:
         if waiting.answered:
@@ -423,13 +460,13 @@ class GroupCommit:
             again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
             for duplicate in waiting.duplicates:
                 self._resolve(duplicate, again)
-        for change, future in waiting.followers:
+        for change, future, request_id in waiting.followers:
             if isinstance(outcome, Applied):
                 self._resolve(future, Undecided.KEY_REUSED)
             elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN):
                 self._resolve(future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
             else:
-                self._accept(change, future)
+                self._accept(change, future, request_id)
 
     def _resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is
@@ -458,20 +495,25 @@ class GroupCommit:
             self._answer(waiting, Undecided.UNKNOWN)
 
 
-_LOST = (Failure.UNKNOWN, Failure.CANNOT_WRITE)
-"""After these a lane connects anew."""
-
-
 def _set_in_flight(changes: Iterable[WaitingChange], in_flight: bool) -> None:
     for waiting in changes:
         waiting.in_flight = in_flight
 
 
 def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
-    """The outcome of a change that the journal blocked when it was sent."""
+    """The outcome of a change that the journal already had when it was sent."""
     if not is_same(recorded.change, waiting.change):
         return Undecided.KEY_REUSED
     replayed = not waiting.unknown
     if recorded.refusal is None:
         return Applied(recorded.balance, replayed, recorded.expires_at)
-    return Refused(recorded.refusal, replayed)
+    reason = _REFUSALS.get(recorded.refusal)
+    if reason is None:
+        log.error(
+            "user %d: a change was refused for %s, which is not known here", waiting.change.user_id, recorded.refusal
+        )
+        return Undecided.FAILED
+    return Refused(reason, replayed)
+
+
+_REFUSALS = {str(reason): reason for reason in Refusal}

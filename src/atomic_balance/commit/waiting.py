@@ -35,7 +35,8 @@ class WaitingChange:
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
     `duplicates`: the futures of later requests with the same key and change. `followers`: other settlements of the same
-    hold, with their futures: what becomes of this one decides what becomes of them. `request_id`: whose request it was.
+    hold, with their futures and request ids: what becomes of this one decides what becomes of them. `futile_count`: of
+    a settlement, how often less was held than it settles. `request_id`: whose request it was.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class WaitingChange:
         "deadline",
         "duplicates",
         "followers",
+        "futile_count",
         "future",
         "in_flight",
         "key",
@@ -73,9 +75,10 @@ class WaitingChange:
         self.in_flight = False
         self.unknown = False
         self.alone = False
+        self.futile_count = 0
         self.answered = False
         self.duplicates: list[asyncio.Future[Outcome]] = []
-        self.followers: list[tuple[Change, asyncio.Future[Outcome]]] = []
+        self.followers: list[tuple[Change, asyncio.Future[Outcome], str | None]] = []
 
 
 class Place(Enum):
@@ -114,12 +117,13 @@ class WaitingAccount:
     def next_changes(self, count_max: int) -> list[WaitingChange]:
         """What to send next: as many from the front as were covered when last known or, if none was, all.
 
-        A change that is not covered is not jumped over. One that is to travel alone does. Nothing, where
-        everything has been answered.
+        It stops before a change that is not covered, and before one that goes alone; if the first is to go
+        alone, it is all. Nothing, where everything has been answered.
         """
         changes = list(islice(self.unanswered(), count_max))
         if changes and changes[0].alone:
             return changes[:1]
+        changes = list(takewhile(lambda waiting: not waiting.alone, changes))
         if self.available is None:
             return changes
         return changes[: covered_prefix((one.change for one in changes), self.available, self.room)] or changes
@@ -155,10 +159,16 @@ class Batch(Struct):
         """Its accounts."""
         return [account for account, _ in self.parts]
 
-    def halves(self) -> "tuple[Batch, Batch]":
-        """Two batches with half of the accounts each."""
-        middle = len(self.parts) // 2
-        return Batch(self.parts[:middle], self.arrived_before), Batch(self.parts[middle:], self.arrived_before)
+    @staticmethod
+    def of(accounts: Iterable[WaitingAccount], changes_max: int, arrived_before: int) -> "Batch":
+        """A batch of what is next of these accounts, as long as there is room; it leaves out those without anything."""
+        parts: list[tuple[WaitingAccount, list[WaitingChange]]] = []
+        for account in accounts:
+            part = account.next_changes(changes_max)
+            if part:
+                parts.append((account, part))
+                changes_max -= len(part)
+        return Batch(parts, arrived_before)
 
 
 class Backlog:
@@ -234,16 +244,21 @@ class Backlog:
         return Batch(parts, arrived_before) if parts else None
 
     def take_suspects(self, accounts_max: int) -> list[WaitingAccount]:
-        """The suspects, those first who have waited longest."""
+        """The suspects, those first who have waited longest; one whose next change goes alone is all."""
         taken: list[WaitingAccount] = []
         while self._suspects and len(taken) < accounts_max:
-            _, account = self._suspects.popitem(last=False)
+            account = next(iter(self._suspects.values()))
+            if taken and account.next_goes_alone():
+                break
+            del self._suspects[account.user_id]
             account.place = Place.BUSY
             taken.append(account)
+            if account.next_goes_alone():
+                break
         return taken
 
     def put_back(self, accounts: Iterable[WaitingAccount]) -> None:
-        """Let other lanes have suspects that were taken and not tried, before all that have been tried."""
+        """Give back suspects that were taken and not sent, ahead of those that were."""
         for account in reversed(list(accounts)):
             self.release(account, account.contended)
             if account.place is Place.SUSPECT:
@@ -264,24 +279,29 @@ class Backlog:
             del self._accounts[account.user_id]
 
     def tidy(self, user_id: int) -> None:
-        """Let go of what is answered of an account, unless a lane has it, which will."""
+        """Let go of what is answered of an account; a busy one is tidied when it is released."""
         account = self._accounts.get(user_id)
         if account is None or account.place is Place.BUSY:
             return
         account.drop_answered()
+        if account.changes and self._place_of(account) is account.place:
+            return  # and keeps its turn
         (self._ready if account.place is Place.READY else self._suspects).pop(user_id)
         if account.changes:
             self._queue(account)
         else:
             del self._accounts[user_id]
 
+    @staticmethod
+    def _place_of(account: WaitingAccount) -> Place:
+        return Place.SUSPECT if account.contended or account.next_goes_alone() else Place.READY
+
     def _queue(self, account: WaitingAccount) -> None:
         """Put an account at the end of where it belongs."""
-        if account.contended or account.next_goes_alone():
-            account.place = Place.SUSPECT
+        account.place = self._place_of(account)
+        if account.place is Place.SUSPECT:
             self._suspects[account.user_id] = account
             self.suspects_wake.set()
         else:
-            account.place = Place.READY
             self._ready[account.user_id] = account
             self.ready_wake.set()

@@ -8,7 +8,7 @@ import asyncpg
 
 from atomic_balance.changes import Change, Refusal
 from atomic_balance.postgres.connections import FAULTS, open_connection
-from atomic_balance.postgres.failures import Failure, StatementError, failure_of
+from atomic_balance.postgres.failures import StatementError, failure_of
 from atomic_balance.postgres.statements import APPLY_ACCOUNT, APPLY_CHANGES, BLOCKED_ACCOUNTS, RECORD_REFUSALS
 from atomic_balance.settings import Settings
 
@@ -16,12 +16,12 @@ from atomic_balance.settings import Settings
 class Recorded(NamedTuple):
     """What the journal holds for a change: the change itself, the balance after it; `refusal` None if it was applied.
 
-    `expires_at`: of a hold.
+    A newer version may know other refusals. `expires_at`: of a hold.
     """
 
     change: Change
     balance: int
-    refusal: Refusal | None
+    refusal: str | None
     expires_at: datetime | None
 
 
@@ -46,7 +46,10 @@ class AccountResult(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answer to a batch: by index of the change, and by user id. An account that is missing does not exist."""
+    """The answer to a batch: by index of the change, and by user id.
+
+    `accounts` lacks one that does not exist, or whose changes are all in `recorded`.
+    """
 
     recorded: Mapping[int, Recorded]
     accounts: Mapping[int, AccountResult]
@@ -62,7 +65,7 @@ class RefusalRecord(NamedTuple):
 
 
 class Session:
-    """A connection of one owner's, which applies batches. Every method raises StatementError."""
+    """A connection of one owner's, which applies batches. The methods that send a statement raise StatementError."""
 
     def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
         self._connection = connection
@@ -95,14 +98,11 @@ class Session:
             rows = await self._fetch(APPLY_CHANGES, user_ids[0], user_ids, *of_each, _milliseconds(lock_seconds))
         recorded = {}
         accounts = {}
-        try:
-            for position, user_id, applied, balance, held, minimum, decided_at, *journal in rows:
-                if position is None:
-                    accounts[user_id] = AccountResult(applied, balance, held, minimum, decided_at)
-                else:
-                    recorded[position - 1] = _recorded(user_id, balance, *journal)
-        except ValueError as error:  # a refusal that only a newer version knows
-            raise StatementError(Failure.UNKNOWN) from error
+        for position, user_id, applied, balance, held, minimum, decided_at, *journal in rows:
+            if position is None:
+                accounts[user_id] = AccountResult(applied, balance, held, minimum, decided_at)
+            else:
+                recorded[position - 1] = _recorded(user_id, balance, *journal)
         return Answers(recorded, accounts)
 
     async def record_refusals(self, refusals: Sequence[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
@@ -172,7 +172,7 @@ def _recorded(
 ) -> Recorded:
     is_expiry = expires_at is not None and (hold_amount or 0) < 0
     change = Change(user_id, amount, None, reference, hold_amount or 0, lasting_seconds=0 if is_expiry else None)
-    return Recorded(change, balance, Refusal(refusal) if refusal else None, None if is_expiry else expires_at)
+    return Recorded(change, balance, refusal, None if is_expiry else expires_at)
 
 
 def _milliseconds(seconds: float) -> str:
