@@ -217,6 +217,7 @@ def _extremes_allow(account: Account, changes: list[Change]) -> bool:
 @pytest.mark.over_both_statements
 @given(accounts, batches, st.lists(anything, max_size=8))
 @example(Account(16, 0), updates(-3, -3, 2, -4), updates(-1, 10))
+@example(Account(16, 0), [Asked("release", 0, 1), *updates(-5, -5, -3, -2)], [])
 @example(Account(11, 0), [Asked("hold", 3), Asked("release", 0, 1), Asked("capture", 4, 1)], [Asked("capture", 1, 1)])
 @over_a_database
 async def test_the_outcomes_of_a_batch_are_those_of_some_order_one_by_one(

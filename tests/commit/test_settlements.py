@@ -161,6 +161,7 @@ async def test_two_processes_that_settle_a_hold_at_once_settle_it_once(
         assert await all_of(captured, *beside) == [Applied(90), Applied(89), Undecided.KEY_REUSED, Applied(87)]
         assert await other.submit(CAPTURE) == Applied(90, replayed=True)
     assert ("KEY_TAKEN" in caplog.text) == bool(others)
+    assert "REJECTED" not in caplog.text
     assert held(database) == (87, others, [("other", others)] if others else [])
     assert verify(database.url).differences == []
 
