@@ -6,6 +6,7 @@ set -euo pipefail
 missing=()
 need() { command -v "$1" > /dev/null || missing+=("$2"); } # need PROGRAM PACKAGE
 need chromium chromium
+need faketime faketime
 need node nodejs
 need pgbouncer pgbouncer
 need promtool prometheus

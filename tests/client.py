@@ -5,7 +5,7 @@ For the latter `url` says which one is asked.
 
 import asyncio
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp.test_utils import TestClient
@@ -17,6 +17,14 @@ Caller = Client | aiohttp.ClientSession
 UPDATE = "/api/balance/update"
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
+
+
+class Told(NamedTuple):
+    """An answer: its status, its body, and whether it repeats an earlier one."""
+
+    status: int
+    body: Any
+    replayed: bool
 
 
 def session(connections_max: int = 500) -> aiohttp.ClientSession:
@@ -66,3 +74,21 @@ async def persistently(client: Caller, urls: Sequence[str], key: str, again: Con
                 return answer
         await asyncio.sleep(0.05)
     raise AssertionError(f"no outcome for {key}")
+
+
+async def hold(client: Caller, hold_id: str, amount: int, user_id: int = 1, url: str = "", **more: Any) -> Told:
+    """Set money aside, with `more` members in the body."""
+    body = {"amount": amount, **more}
+    async with client.put(f"{url}/api/users/{user_id}/holds/{hold_id}", json=body) as answer:
+        return await told(answer)
+
+
+async def settle(client: Caller, how: str, hold_id: str, user_id: int = 1, url: str = "", **body: Any) -> Told:
+    """Capture or release a hold, as `how` says."""
+    async with client.post(f"{url}/api/users/{user_id}/holds/{hold_id}/{how}", json=body) as answer:
+        return await told(answer)
+
+
+async def told(answer: aiohttp.ClientResponse) -> Told:
+    """What an answer says."""
+    return Told(answer.status, await answer.json(), "Idempotent-Replayed" in answer.headers)

@@ -54,6 +54,19 @@ class Asked(NamedTuple):
     answers: list[Answer]
 
 
+class HoldAsked(NamedTuple):
+    """A hold that was asked for, then to be ended in one way or another, or left to expire; and the answers.
+
+    `placings`: the statuses. `endings`: capture or release, the status, and what was said to have become of the hold.
+    """
+
+    user_id: int
+    amount: int
+    hold_id: str
+    placings: list[int]
+    endings: list[tuple[str, int, str | None, int | None]]
+
+
 class Row(NamedTuple):
     """A row of the journal."""
 
@@ -61,6 +74,15 @@ class Row(NamedTuple):
     amount: int
     balance: int
     key: str
+
+
+class HoldRow(NamedTuple):
+    """What the journal has of a hold; `end` None if it was refused."""
+
+    amount: int
+    refused: bool
+    end: str | None
+    captured: int | None
 
 
 class Services:
@@ -108,6 +130,7 @@ class Load:
 
     def __init__(self, urls: list[str], chance: random.Random) -> None:
         self.asked: list[Asked] = []
+        self.holds: list[HoldAsked] = []
         self.opened: set[int] = set()
         self._urls = urls
         self._chance = chance
@@ -120,8 +143,10 @@ class Load:
                 await self._bulk(client)
             elif kind < 0.15:
                 await self._open(client)
+            elif kind < 0.40:
+                await self._hold(client)
             else:
-                await self._update(client, repeats=self._chance.choice((0, 0, 0, 1, 3)) if kind < 0.6 else None)
+                await self._update(client, repeats=self._chance.choice((0, 0, 0, 1, 3)) if kind < 0.7 else None)
 
     async def open(self, client: aiohttp.ClientSession, user_id: int) -> None:
         body = {"balance": OPENING, "minimumBalance": -50 if user_id % 3 == 0 else 0}
@@ -164,6 +189,41 @@ class Load:
                 found = await reply.json()
                 answer = Answer(reply.status, found.get("newBalance"), "Idempotent-Replayed" in reply.headers)
         asked.answers.append(answer)
+
+    async def _hold(self, client: aiohttp.ClientSession) -> None:
+        """Place a hold, which lasts for a second or two now and then, and end it, once or several times at once."""
+        users = [HOT_USER] if self._chance.random() < 0.4 else sorted(self.opened)
+        asked = HoldAsked(
+            self._chance.choice(users), self._chance.choice((2, 7, 40)), f"hold-{len(self.holds)}", [], []
+        )
+        self.holds.append(asked)
+        lasting = self._chance.choice((1, 1, 2, 3_600))
+        for _ in range(self._chance.choice((1, 1, 2))):
+            await self._place(client, asked, lasting)
+        if lasting < 3_600 and self._chance.random() < 0.6:
+            await asyncio.sleep(self._chance.uniform(0, 1.5 * lasting))
+        hows = self._chance.choices(("capture", "release"), k=self._chance.choice((0, 1, 1, 3)))
+        await asyncio.gather(*(self._end(client, asked, how) for how in hows))
+
+    async def _place(self, client: aiohttp.ClientSession, asked: HoldAsked, lasting: int) -> None:
+        url = f"{self._url()}/api/users/{asked.user_id}/holds/{asked.hold_id}"
+        status = 0
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with client.put(url, json={"amount": asked.amount, "expiresInSeconds": lasting}) as reply:
+                await reply.read()
+                status = reply.status
+        asked.placings.append(status)
+
+    async def _end(self, client: aiohttp.ClientSession, asked: HoldAsked, how: str) -> None:
+        url = f"{self._url()}/api/users/{asked.user_id}/holds/{asked.hold_id}/{how}"
+        body = {"amount": 1} if how == "capture" and self._chance.random() < 0.3 else {}
+        ending: tuple[str, int, str | None, int | None] = (how, 0, None, None)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+            async with client.post(url, json=body) as reply:
+                found = await reply.json()
+                said = found.get("status") or _SAID.get(found.get("error", ""))
+                ending = (how, reply.status, said, found.get("captured"))
+        asked.endings.append(ending)
 
     async def _bulk(self, client: aiohttp.ClientSession) -> None:
         batch = [self._next(keyed=self._chance.random() < 0.5) for _ in range(20)]
@@ -257,12 +317,70 @@ class Faults:
         await self._services.restart(self._chance.randrange(2), signal.SIGTERM)
 
 
+_SAID = {
+    "The hold was captured": "captured",
+    "The hold was released": "released",
+    "The hold has expired": "expired",
+}
+_HOLDS = """
+SELECT placed.user_id, placed.idempotency_key, placed.hold_amount, placed.refusal IS NOT NULL,
+       CASE WHEN settled.amount < 0 THEN 'captured'
+            WHEN settled.expires_at IS NOT NULL THEN 'expired'
+            WHEN settled.user_id IS NOT NULL THEN 'released'
+            WHEN placed.refusal IS NULL THEN 'held' END,
+       nullif(-settled.amount, 0)
+  FROM balance_changes AS placed
+  LEFT JOIN balance_changes AS settled
+    ON settled.user_id = placed.user_id AND settled.idempotency_key = ' settlement ' || placed.idempotency_key
+ WHERE placed.hold_amount > 0
+"""
+
+
+def holds_against_the_journal(asked: list[HoldAsked], url: str) -> list[str]:
+    """What was answered about holds and is not so, a line each."""
+    with psycopg.connect(url) as connection:
+        rows = {(user_id, hold_id): HoldRow(*row) for user_id, hold_id, *row in connection.execute(_HOLDS)}
+        ((settlements, overdue),) = connection.execute(
+            "SELECT (SELECT count(*) FROM balance_changes WHERE hold_amount < 0),"
+            "       (SELECT count(*) FROM open_holds WHERE expires_at < clock_timestamp())"
+        ).fetchall()
+    wrong = [f"{overdue} holds have expired and are still open"] if overdue else []
+    if settlements != sum(row.end not in (None, "held") for row in rows.values()):
+        wrong.append("there are settlements of no hold")
+    for one in asked:
+        row = rows.pop((one.user_id, one.hold_id), None)
+        if reason := _contradiction_of_hold(one, row):
+            wrong.append(f"{reason}: {one}, {row}")
+    return wrong + [f"a hold that nobody asked for: {row}" for row in rows.values()]
+
+
+def _contradiction_of_hold(asked: HoldAsked, row: HoldRow | None) -> str | None:
+    placings = set(asked.placings)
+    placed = row is not None and not row.refused
+    settled_by = {said for _, status, said, _ in asked.endings if status in (200, 409)}
+    contradictions = {
+        "an answer that may never be given": not placings <= {0, 200, 201, 400, 503, 504}
+        or not {status for _, status, _, _ in asked.endings} <= {0, 200, 404, 409, 503, 504},
+        "another amount": row is not None and row.amount != asked.amount,
+        "answered as placed and not placed": bool(placings & {200, 201}) and not placed,
+        "refused and placed": 400 in placings and (row is None or placed),
+        "answered 503 and placed": placings == {503} and row is not None,
+        "settled and never placed": bool(settled_by) and not placed,
+        "another end": bool(settled_by) and row is not None and not settled_by <= {row.end},
+        "another sum": row is not None
+        and any(status == 200 and captured != row.captured for how, status, _, captured in asked.endings),
+        "not found and placed": bool(placings & {200, 201}) and any(status == 404 for _, status, _, _ in asked.endings),
+    }
+    return next((text for text, holds in contradictions.items() if holds), None)
+
+
 def held_against_the_journal(asked: list[Asked], url: str) -> list[str]:
     """What was answered and is not so, a line each."""
     rows: dict[tuple[int, str], list[Row]] = defaultdict(list)
     with psycopg.connect(url) as connection:
         for user_id, reference, *row in connection.execute(
             "SELECT user_id, reference, version, amount, balance, idempotency_key FROM balance_changes"
+            " WHERE hold_amount IS NULL"
         ):
             rows[user_id, reference].append(Row(*row))
     wrong = []
@@ -318,17 +436,37 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
                         progress(min(1, (time.monotonic() - began) / seconds))
                         await asyncio.sleep(0.2)
                 progress(1)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    while await _holds_expire(server):  # noqa: ASYNC110 - it is asked of a database
+                        await asyncio.sleep(0.2)
             finally:
                 await services.stop()
-        wrong = held_against_the_journal(load.asked, server.url) + verify(server.url).differences
+        wrong = held_against_the_journal(load.asked, server.url) + holds_against_the_journal(load.holds, server.url)
+        wrong += verify(server.url).differences
         answers = Counter(answer.status for asked in load.asked for answer in asked.answers)
         replays = sum(answer.replayed for asked in load.asked for answer in asked.answers)
         summary = (
             f"{len(load.asked):,} changes asked for, {replays:,} replays; answers by status (0: none): "
             f"{', '.join(f'{status}: {count:,}' for status, count in sorted(answers.items()))}\n"
+            f"{len(load.holds):,} holds; ends that were said: {_by_end(load.holds)}\n"
             f"faults: {', '.join(f'{name} {count}' for name, count in sorted(faults.counts.items()))}"
         )
         return summary, wrong
+
+
+async def _holds_expire(server: KillableServer) -> bool:
+    """Whether holds are open that have expired or will within seconds."""
+    async with await server.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT EXISTS (SELECT FROM open_holds WHERE expires_at < clock_timestamp() + interval '10 seconds')"
+        )
+        row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+def _by_end(holds: list[HoldAsked]) -> str:
+    ends = Counter(said for one in holds for _, _, said, _ in one.endings if said)
+    return ", ".join(f"{end} {count:,}" for end, count in sorted(ends.items()))
 
 
 @contextlib.asynccontextmanager

@@ -388,7 +388,7 @@ class GroupCommit:
             if result is not None:
                 to_record += self._settle_account(account, fresh, result, batch.arrived_before)
             elif fresh:
-                for waiting in account.arrived_before(batch.arrived_before):
+                for waiting in list(account.arrived_before(batch.arrived_before)):  # followers join the line meanwhile
                     self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NO_SUCH_USER)
         return to_record
 

@@ -1,6 +1,6 @@
 """Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -122,25 +122,26 @@ class Accounts:
 
     async def holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
         """The holds with these (user id, hold id); None where none was placed, or it was refused."""
-        rows = await self._fetch(
-            READ_HOLDS,
-            [user_id for user_id, _ in asked],
-            [hold_id for _, hold_id in asked],
-            [settlement_key(hold_id) for _, hold_id in asked],
-        )
-        found: list[Hold | None] = [None] * len(asked)
-        for position, amount, reference, expires_at, overdue, settled, expired, captured, balance in rows:
-            if not settled:
+        user_ids = [user_id for user_id, _ in asked]
+        keys = [hold_id for _, hold_id in asked] + [settlement_key(hold_id) for _, hold_id in asked]
+        rows = {position - 1: row for position, *row in await self._fetch(READ_HOLDS, 2 * user_ids, keys)}
+        holds: list[Hold | None] = []
+        for index, (user_id, hold_id) in enumerate(asked):
+            _, amount, reference, _, expires_at, overdue = rows.get(index, (None,) * 6)
+            if not amount or amount < 0:
+                holds.append(None)
+                continue
+            settlement = rows.get(len(asked) + index)
+            captured = balance = None
+            if settlement is None:
                 status = HoldStatus.EXPIRED if overdue else HoldStatus.HELD
-            elif expired:
-                status = HoldStatus.EXPIRED
             else:
-                status = HoldStatus.CAPTURED if captured else HoldStatus.RELEASED
-            user_id, hold_id = asked[position - 1]
-            found[position - 1] = Hold(
-                user_id, hold_id, amount, reference, expires_at, status, bool(settled), captured, balance
-            )
-        return found
+                moved, _, _, balance, expiry, _ = settlement
+                captured = -moved
+                status = HoldStatus.CAPTURED if captured else HoldStatus.EXPIRED if expiry else HoldStatus.RELEASED
+            settled = settlement is not None
+            holds.append(Hold(user_id, hold_id, amount, reference, expires_at, status, settled, captured, balance))
+        return holds
 
     async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
         """The first `count_max` open holds of an account with an id above `after`, by id."""
@@ -155,10 +156,12 @@ class Accounts:
         """Whether it is the turn of `holder`, a name of one process alone, to settle what has expired."""
         return bool(await self._fetch(TAKE_EXPIRY_TURN, holder))
 
-    async def expired_holds(self, after: ExpiredHold | None, count_max: int) -> list[ExpiredHold]:
-        """Open holds that have expired, from the first that did or from `after` on."""
+    async def expired_holds(
+        self, after: ExpiredHold | None, without: Collection[int], count_max: int
+    ) -> list[ExpiredHold]:
+        """Open holds that have expired, from the first that did or from `after` on, not those of users in `without`."""
         place = (after.expires_at, after.user_id, after.hold_id) if after else (None, None, None)
-        return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, count_max)]
+        return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, list(without), count_max)]
 
     async def count_open_holds(self) -> tuple[int, float, int]:
         """How many holds are open, what they hold together, and how many expired over a second ago."""
