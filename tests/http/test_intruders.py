@@ -226,7 +226,7 @@ async def test_the_service_needs_no_more_than_these_grants(
                 assert (await client.put(f"/api/users/1/holds/{hold_id}", json=hold)).status == 201
             assert (await client.post("/api/users/1/holds/captured/capture")).status == 200
             async with asyncio.timeout(10):
-                while (await (await client.get("/api/users/1")).json())["held"]:
+                while (await (await client.get("/api/users/1")).json())["held"]:  # noqa: ASYNC110 - it is asked of a service
                     await asyncio.sleep(0.05)
             await client.close()
         finally:
