@@ -8,6 +8,7 @@ each account, checked in one pass because the order need not be guessed.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from atomic_balance.changes import BALANCE_LIMIT, Change
@@ -18,6 +19,7 @@ class Operation(NamedTuple):
     """One request and its answer: when it was sent and answered, and the new balance, or None if it was refused.
 
     `replayed`: it was decided by an earlier request with its key; `name` is the key, or else its own reference.
+    `hold_amount`: what it adds to what is held. `told`: whether the answer says the new balance.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Operation(NamedTuple):
     answered: float
     new_balance: int | None
     replayed: bool = False
+    hold_amount: int = 0
+    told: bool = True
 
 
 class Applied(NamedTuple):
@@ -34,6 +38,7 @@ class Applied(NamedTuple):
     name: str
     amount: int
     balance: int
+    hold_amount: int = 0
 
 
 def contradictions(
@@ -51,14 +56,18 @@ def contradictions(
         if one.new_balance is None:
             if version is not None:
                 found.append(f"{one.name} was refused and is in the journal")
-        elif version is None or journal[version - 1].balance != one.new_balance:
+        elif version is None or (one.told and journal[version - 1].balance != one.new_balance):
             found.append(f"{one.name} was answered {one.new_balance}, the journal knows otherwise")
         else:
             by_version.setdefault(version, []).append(one)
     balances = [opening_balance, *(row.balance for row in journal)]
+    helds = [0, *accumulate(row.hold_amount for row in journal)]
+    available = [balance - held - minimum_balance for balance, held in zip(balances, helds, strict=True)]
     found += _wrong_sums(journal, opening_balance)
+    found += (f"version {version}: {left} is available" for version, left in enumerate(available) if left < 0)
+    found += (f"version {version}: {held} is held" for version, held in enumerate(helds) if held < 0)
     found += _out_of_order(by_version, first_asked)
-    found += _unjustified(operations, by_version, first_asked, balances, minimum_balance)
+    found += _unjustified(operations, by_version, first_asked, balances, available)
     return found
 
 
@@ -88,7 +97,7 @@ def _unjustified(
     by_version: Mapping[int, list[Operation]],
     first_asked: Mapping[str, float],
     balances: Sequence[int],
-    minimum_balance: int,
+    available: Sequence[int],
 ) -> list[str]:
     """Refusals that no balance of their time justifies.
 
@@ -107,8 +116,8 @@ def _unjustified(
         low = versions[surely - 1] if surely else 0
         high = versions[perhaps] - 1 if perhaps < len(versions) else len(balances) - 1
         if not any(
-            refusal(Change(1, one.amount), balance - minimum_balance, BALANCE_LIMIT - balance)
-            for balance in balances[low : high + 1]
+            refusal(Change(1, one.amount, hold_amount=one.hold_amount), available[at], BALANCE_LIMIT - balances[at])
+            for at in range(low, high + 1)
         ):
             found.append(f"the refusal of {one.name} is not justified by a balance between versions {low} and {high}")
     return found

@@ -1,6 +1,8 @@
 """The contract of holds: place, capture, release, read and list, each answer as a caller gets it."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from yarl import URL
 
 from tests.client import Client, opened, update
-from tests.database import Database
+from tests.database import Database, until
 
 LIMIT = 2**53 - 1
 HOLD = "/api/users/1/holds/order-4711"
@@ -139,8 +141,7 @@ async def test_a_hold_that_is_not_covered_is_refused_for_good(client: Client) ->
     assert await ask(client, "PUT", HOLD, {"amount": 500}) == (400, FUNDS, False)
     await update(client, 1_000)
     assert await ask(client, "PUT", HOLD, {"amount": 500}) == (400, FUNDS, True)
-    otherwise = 409, {"error": "Hold exists with another amount or reference"}, False
-    assert await ask(client, "PUT", HOLD, {"amount": 501}) == otherwise
+    assert await ask(client, "PUT", HOLD, {"amount": 501}) == KEY_REUSED
     assert await ask(client, "GET", HOLD) == NO_HOLD
     for settlement in ("capture", "release"):
         assert await ask(client, "POST", f"{HOLD}/{settlement}") == NO_HOLD
@@ -247,20 +248,60 @@ async def test_capturing_after_a_release_is_409(client: Client) -> None:
     assert await account(client) == (10_000, 0, 10_000, 2)
 
 
-async def test_capturing_after_the_expiry_is_409_whether_or_not_the_money_is_free(
-    client: Client, database: Database
-) -> None:
-    """Where nobody has let go of it yet, that is done first."""
+async def test_capturing_after_the_expiry_is_409_and_settles_it(client: Client, database: Database) -> None:
+    """Not by the clock alone: what was told to the caller is bound."""
     keep_expired(database)
     await opened(client)
     await placed(client)
     expire(database)
     expired = 409, {"error": "The hold has expired"}, False
+    assert (await ask(client, "GET", HOLD))[1]["status"] == "held"
     assert await ask(client, "POST", f"{HOLD}/capture") == expired
     assert await account(client) == (10_000, 0, 10_000, 2)
     assert await ask(client, "POST", f"{HOLD}/capture") == expired
     assert (await ask(client, "GET", HOLD))[1]["status"] == "expired"
-    assert await account(client) == (10_000, 0, 10_000, 2)
+
+
+async def test_a_late_capture_is_told_what_becomes_of_one_that_came_in_time(client: Client, database: Database) -> None:
+    """The first still waits for its row when the hold's time is over: it counts, or none does."""
+    keep_expired(database)
+    await opened(client)
+    await placed(client)
+    with database.holding(1):
+        in_time = asyncio.create_task(ask(client, "POST", f"{HOLD}/capture"))
+        await until(database.blocked)
+        expire(database)
+        late = asyncio.create_task(ask(client, "POST", f"{HOLD}/capture"))
+        otherwise = asyncio.create_task(ask(client, "POST", f"{HOLD}/capture", {"amount": 1}))
+        await asyncio.sleep(0.2)
+        assert not late.done()
+        assert (await ask(client, "GET", HOLD))[1]["status"] == "held"
+    status, captured, _ = await in_time
+    assert (status, captured["status"]) == (200, "captured")
+    status, told, replayed = await late
+    assert (status, told["status"], told["newBalance"], replayed) == (200, "captured", captured["newBalance"], True)
+    assert await otherwise == (409, {"error": "The hold was captured"}, False)
+
+
+async def test_two_holds_with_one_id_at_once(client: Client, database: Database) -> None:
+    await opened(client)
+    with database.holding(1):
+        first = asyncio.create_task(ask(client, "PUT", HOLD, {"amount": 1}))
+        await until(database.blocked)
+        other = await ask(client, "PUT", HOLD, {"amount": 2})
+        assert other == (409, {"error": "Hold exists with another amount or reference"}, False)
+    assert (await first)[0] == 201
+
+
+async def test_an_empty_body_in_chunks_is_no_body(client: Client) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    await opened(client)
+    await placed(client)
+    async with client.post(f"{HOLD}/release", data=nothing()) as answer:
+        assert answer.status == 200
 
 
 # Releasing

@@ -1,6 +1,7 @@
 """Real runs through several processes are linearizable, account by account; and the checker would notice if not."""
 
 import asyncio
+import json
 import random
 import time
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.client import opened, session
+from atomic_balance.changes import settlement_key
+from atomic_balance.postgres.verify import verify
+from tests.client import Told, hold, opened, session, settle, update
+from tests.database import Database
 from tests.history import Applied, Operation, contradictions
 from tests.processes import running_service
 
@@ -68,6 +72,68 @@ async def test_the_answers_of_several_processes_are_linearizable(database_url: s
             assert contradictions(operations, [Applied(*row) for row in rows], OPENING) == []
 
 
+async def test_the_answers_about_holds_are_linearizable_too(database: Database, tmp_path: Path) -> None:
+    """Updates, holds, captures, releases and expiries of the same accounts; what is available is never below 0."""
+    environment = {"DATABASE_URL": database.url}
+    database.open(dict.fromkeys(USERS, OPENING))
+    histories: dict[int, list[Operation]] = {user_id: [] for user_id in USERS}
+    async with (
+        running_service(environment, tmp_path) as one,
+        running_service(environment, tmp_path) as two,
+        running_service(environment, tmp_path) as three,
+        session(connections_max=0) as client,
+    ):
+        urls = [service.url for service in (one, two, three)]
+
+        async def work(number: int) -> None:
+            chance = random.Random(number)
+            for step in range(REQUESTS // 2):
+                user_id, kind, url = chance.choice(USERS), chance.random(), chance.choice(urls)
+                name, hold_id, amount = f"request-{number}-{step}", f"hold-{chance.randrange(600)}", 0
+                asked = time.monotonic()
+                if kind < 0.4:
+                    amount = chance.choice((-9, -4, 3, 6))
+                    status, text = await update(client, amount, user_id, url, reference=name)
+                    told = Told(status, json.loads(text), replayed=False)
+                    held = 0
+                elif kind < 0.7:
+                    name, held = hold_id, random.Random(hold_id).choice((2, 5, 12))
+                    told = await hold(client, hold_id, held, user_id, url, expiresInSeconds=chance.choice((1, 60)))
+                else:
+                    name, held = settlement_key(hold_id), 0
+                    told = await settle(client, chance.choice(("capture", "release")), hold_id, user_id, url)
+                answered = time.monotonic()
+                expired = told.body == {"error": "The hold has expired"}  # it may not be settled yet
+                if told.status == 404 or expired:
+                    continue
+                assert told.status in (200, 201, 400, 409), told
+                balance = told.body.get("newBalance", 0)
+                histories[user_id].append(
+                    Operation(
+                        name,
+                        amount,
+                        asked,
+                        answered,
+                        None if told.status == 400 else balance,
+                        told.replayed or told.status == 409,
+                        held,
+                        told="newBalance" in told.body and not held,  # a hold says what became of it later
+                    )
+                )
+
+        await asyncio.gather(*(work(number) for number in range(CLIENTS)))
+    for user_id, operations in histories.items():
+        rows = database.execute(
+            "SELECT CASE WHEN hold_amount IS NULL THEN reference ELSE idempotency_key END, amount, balance,"
+            "       coalesce(hold_amount, 0)"
+            "  FROM balance_changes WHERE user_id = %s AND version IS NOT NULL ORDER BY version",
+            user_id,
+        )
+        assert {one.new_balance is None for one in operations if one.hold_amount} == {True, False}
+        assert contradictions(operations, [Applied(*row) for row in rows], OPENING) == []
+    assert verify(database.url).differences == []
+
+
 FINE = [
     Operation("a", -10, 0, 1, 20),
     Operation("b", -10, 2, 3, 10),
@@ -99,6 +165,9 @@ def test_the_checker_accepts_what_is_linearizable() -> None:
         (changed(2, asked=0, answered=1.5), JOURNAL, "the refusal of c is not justified"),
         (changed(2, asked=7.5, answered=8), JOURNAL, "the refusal of c is not justified"),
         ([*FINE, Operation("e", -12, 8, 9, None)], JOURNAL, "the refusal of e is not justified"),
+        ([*FINE, Operation("e", 0, 8, 9, None, hold_amount=20)], JOURNAL, "the refusal of e is not justified"),
+        (FINE, [*JOURNAL, Applied("e", 0, 20, 21)], "version 4: -1 is available"),
+        (FINE, [*JOURNAL, Applied("e", 0, 20, -1)], "version 4: -1 is held"),
     ],
 )
 def test_the_checker_notices(operations: list[Operation], journal: list[Applied], said: str) -> None:

@@ -48,7 +48,7 @@ async def place_hold(request: web.Request) -> web.Response:
         return marked(answer_with(_answer(await _found(request, path))), outcome.replayed)
     if outcome is Undecided.KEY_REUSED:
         bound = await request.app[ACCOUNTS].change(path.user_id, path.hold_id)
-        if bound is not None and bound.hold_amount == 0:
+        if bound is not None and (bound.hold_amount == 0 or bound.refusal):
             raise ApiError("idempotency_key_reused", "holdId: already used as the key of another change of this user")
         raise ApiError("hold_exists")
     return answer_without(request, change, outcome)
