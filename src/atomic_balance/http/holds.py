@@ -61,15 +61,21 @@ async def capture_hold(request: web.Request) -> web.Response:
     amount = asked.amount or found.amount
     if amount > found.amount:
         raise ApiError("invalid_request", f"amount: expected no more than is held, {found.amount}")
-    if found.status is HoldStatus.HELD:
-        change = capture(path.user_id, path.hold_id, found.amount, amount)
+    if not found.settled:
+        # That it has expired is settled before it is said: a capture that came in time may still be under way.
+        expired = found.status is HoldStatus.EXPIRED
+        if expired:
+            change = release(path.user_id, path.hold_id, found.amount, expired=True)
+        else:
+            change = capture(path.user_id, path.hold_id, found.amount, amount)
         outcome = await _settle(request, change)
         if isinstance(outcome, web.Response):
             return outcome
-        if isinstance(outcome, Applied):
+        if outcome is None:
+            found = await _found(request, path)
+        elif not expired:
             captured = found._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
             return marked(answer_with(_answer(captured)), outcome.replayed)
-        found = await _found(request, path)
     if found.status is HoldStatus.CAPTURED and found.captured == amount:
         return marked(answer_with(_answer(found)), replayed=True)
     raise ApiError(_ENDED[found.status])
