@@ -58,28 +58,34 @@ CREATE FUNCTION apply_changes(
 ) RETURNS SETOF record LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    replayed bigint[] := '{}';
-    done bigint[] := '{}';  -- accounts whose changes were applied
-    rest bigint[];          -- accounts that are there, and whose changes were not
+    replays boolean[];  -- by position: true if the journal holds the change; null if none was looked for
+    replayed bigint := 0;
+    accounts bigint;    -- how many have other changes
+    done bigint[];      -- those whose changes were applied
+    rest bigint[] := '{}';  -- those whose changes were not
     balances bigint[];
     helds bigint[];
     minimums bigint[];
+    version bigint;
     now timestamptz := clock_timestamp();
-    one record;
 BEGIN
-    PERFORM set_config('lock_timeout', lock_wait, true);  -- for this statement alone
+    lock_wait := set_config('lock_timeout', lock_wait, true);  -- for this statement alone
     IF repeatables IS NOT NULL THEN
+        replays := array_fill(false, ARRAY[cardinality(keys)]);
         FOR "position", user_id, applied, balance, amount, hold_amount, expires_at, payees, reference, refusal IN
             SELECT sent.place, done.user_id, done.refusal IS NULL, done.balance, done.amount, done.hold_amount,
                    done.expires_at, done.payees, done.reference, done.refusal
               FROM unnest(user_ids, keys, repeatables) WITH ORDINALITY AS sent (user_id, key, repeatable, place)
-              JOIN balance_changes AS done ON done.user_id = sent.user_id AND done.idempotency_key = sent.key
+              -- Not a plain "=": planned while the journal was small, it would read all of the journal.
+              JOIN balance_changes AS done
+                ON done.user_id = ANY (ARRAY[sent.user_id]) AND done.idempotency_key = ANY (ARRAY[sent.key])
              WHERE sent.repeatable
         LOOP
-            replayed := replayed || "position";
+            replays["position"] := true;
+            replayed := replayed + 1;
             RETURN NEXT;
         END LOOP;
-        IF cardinality(replayed) = cardinality(keys) THEN
+        IF replayed = cardinality(keys) THEN
             RETURN;
         END IF;
         "position" := NULL; amount := NULL; hold_amount := NULL; expires_at := NULL; payees := NULL; reference := NULL; refusal := NULL;
@@ -95,86 +101,96 @@ BEGIN
            AND users.balance - users.held + amounts[1] - coalesce(hold_amounts[1], 0) >= users.minimum_balance
            AND users.balance + amounts[1] <= 9007199254740991
            AND users.held + coalesce(hold_amounts[1], 0) >= 0  -- or another session has just settled the hold: send again
-        RETURNING users.balance, users.held, users.minimum_balance, users.version INTO one;
+        RETURNING users.balance - amounts[1], users.held - coalesce(hold_amounts[1], 0), users.minimum_balance, users.version
+          INTO balance, held, minimum_balance, version;
         applied := FOUND;
         IF applied THEN
             INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version, reference, hold_amount, expires_at)
-            VALUES (user_ids[1], keys[1], amounts[1], one.balance, one.version, texts[1], hold_amounts[1],
+            VALUES (user_ids[1], keys[1], amounts[1], balance + amounts[1], version, texts[1], hold_amounts[1],
                     now + make_interval(secs => lasting[1]));
-            done := user_ids;
-            balance := one.balance - amounts[1]; held := one.held - coalesce(hold_amounts[1], 0); minimum_balance := one.minimum_balance;
+            IF hold_amounts[1] > 0 THEN
+                INSERT INTO open_holds (user_id, hold_id, amount, expires_at)
+                VALUES (user_ids[1], keys[1], hold_amounts[1], now + make_interval(secs => lasting[1]));
+            ELSIF hold_amounts[1] < 0 THEN
+                DELETE FROM open_holds WHERE open_holds.user_id = user_ids[1] AND open_holds.hold_id = hold_ids[1];
+            END IF;
             decided_at := now;
             RETURN NEXT;
         ELSE
             SELECT users.balance, users.held, users.minimum_balance INTO balance, held, minimum_balance FROM users WHERE users.id = user_ids[1];
             IF FOUND THEN RETURN NEXT; END IF;
         END IF;
-    ELSE
-        WITH change AS (
-            SELECT sent.*, sum(sent.amount) OVER so_far AS moved, sum(sent.amount - coalesce(sent.hold, 0)) OVER so_far AS freed
-              FROM unnest(user_ids, keys, amounts, hold_amounts, lasting, texts)
-                   WITH ORDINALITY AS sent (user_id, key, amount, hold, seconds, reference, place)
-             WHERE sent.place <> ALL (replayed)
-            WINDOW so_far AS (PARTITION BY sent.user_id ORDER BY sent.place)
-             ORDER BY user_id, place
-        ), demand AS MATERIALIZED (
-            SELECT user_id, min(freed)::bigint AS lowest, max(moved)::bigint AS highest, sum(change.amount)::bigint AS moved,
-                   coalesce(sum(hold), 0)::bigint AS holds, count(*) AS steps, array_agg(key) AS keys,
-                   array_agg(change.amount) AS amounts, array_agg(change.moved::bigint) AS moves, array_agg(hold) AS hold_amounts,
-                   array_agg(seconds) AS lasting, array_agg(change.reference) AS texts
-              FROM change
-             GROUP BY user_id
-             ORDER BY user_id
-        ), applied AS (
-            UPDATE users
-               SET balance = users.balance + demand.moved,
-                   held = users.held + demand.holds,
-                   version = users.version + demand.steps
-              FROM demand
-             -- Not a plain "=": that may be hashed, and rows taken in another order than demand's deadlock.
-             WHERE users.id = ANY (ARRAY[demand.user_id])
-               AND users.balance - users.held + demand.lowest >= users.minimum_balance
-               AND users.balance + demand.highest <= 9007199254740991
-               AND users.held + demand.holds >= 0
-            RETURNING demand.*, users.minimum_balance, users.balance - demand.moved AS balance,
-                      users.held - demand.holds AS held, users.version - demand.steps AS version
-        ), journal AS (
-            INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version, reference, hold_amount, expires_at)
-            SELECT user_id, change.key, change.amount, balance + change.moved, version + change.step, change.reference,
-                   change.hold, now + make_interval(secs => change.seconds)
-              FROM applied,
-                   unnest(keys, amounts, moves, applied.hold_amounts, applied.lasting, texts)
-                   WITH ORDINALITY AS change (key, amount, moved, hold, seconds, reference, step)
-        )
-        SELECT coalesce(array_agg(user_id), '{}'), array_agg(balance), array_agg(held), array_agg(minimum_balance)
-          INTO done, balances, helds, minimums
-          FROM applied;
+        RETURN;
+    END IF;
+
+    WITH change AS (
+        SELECT sent.*, (sum(sent.amount) OVER so_far)::bigint AS moved, coalesce(sum(sent.hold) OVER so_far, 0)::bigint AS holding
+          FROM unnest(user_ids, keys, amounts, hold_amounts, lasting, texts, replays)
+               WITH ORDINALITY AS sent (user_id, key, amount, hold, seconds, reference, replay, place)
+         WHERE sent.replay IS NOT TRUE
+        WINDOW so_far AS (PARTITION BY sent.user_id ORDER BY sent.place)
+         ORDER BY user_id, place
+    ), demand AS MATERIALIZED (
+        -- The arrays of what no change has are not made.
+        SELECT user_id, min(moved - holding) AS lowest, max(moved) AS highest, array_agg(key) AS keys,
+               array_agg(change.amount) AS amounts, array_agg(moved) AS moves,
+               array_agg(hold) FILTER (WHERE hold_amounts IS NOT NULL) AS hold_amounts,
+               coalesce(sum(hold), 0)::bigint AS holds,
+               array_agg(seconds) FILTER (WHERE lasting IS NOT NULL) AS lasting,
+               array_agg(change.reference) FILTER (WHERE texts IS NOT NULL) AS texts
+          FROM change
+         GROUP BY user_id
+         ORDER BY user_id
+    ), applied AS (
+        UPDATE users
+           SET balance = users.balance + moves[cardinality(moves)],
+               held = users.held + demand.holds,
+               version = users.version + cardinality(moves)
+          FROM demand
+         -- Not a plain "=": that may be hashed, and rows taken in another order than demand's deadlock.
+         WHERE users.id = ANY (ARRAY[demand.user_id])
+           AND users.balance - users.held + demand.lowest >= users.minimum_balance
+           AND users.balance + demand.highest <= 9007199254740991
+           AND users.held + demand.holds >= 0
+        RETURNING demand.*, users.minimum_balance, users.balance - moves[cardinality(moves)] AS balance,
+                  users.held - demand.holds AS held, users.version - cardinality(moves) AS version
+    ), journal AS (
+        INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version, reference, hold_amount, expires_at)
+        SELECT user_id, change.key, change.amount, balance + change.moved, version + change.step, change.reference,
+               change.hold, now + make_interval(secs => change.seconds)
+          FROM applied,
+               unnest(keys, amounts, moves, applied.hold_amounts, applied.lasting, texts)
+               WITH ORDINALITY AS change (key, amount, moved, hold, seconds, reference, step)
+    )
+    SELECT (SELECT count(*) FROM demand), coalesce(array_agg(user_id), '{}'), array_agg(balance), array_agg(held), array_agg(minimum_balance)
+      INTO accounts, done, balances, helds, minimums
+      FROM applied;
+    RETURN QUERY
+    SELECT NULL::bigint, line.*, now, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
+      FROM unnest(done, array_fill(true, ARRAY[cardinality(done)]), balances, helds, minimums) AS line;
+    IF cardinality(done) < accounts THEN
+        rest := ARRAY(
+            SELECT sent.user_id FROM unnest(user_ids, replays) AS sent (user_id, replay) WHERE sent.replay IS NOT TRUE
+            EXCEPT SELECT unnest(done)
+        );
+        -- As they are now: on what this statement sees, which is younger than when it was sent.
         RETURN QUERY
-        SELECT NULL::bigint, line.*, now, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
-          FROM unnest(done, array_fill(true, ARRAY[cardinality(done)]), balances, helds, minimums) AS line;
-        -- Those that are left, as they are now: on what this statement sees, which is younger than when it was sent.
-        SELECT array_agg(DISTINCT sent.user_id)
-          INTO rest
-          FROM unnest(user_ids) WITH ORDINALITY AS sent (user_id, place)
-         WHERE sent.place <> ALL (replayed) AND NOT EXISTS (SELECT FROM unnest(done) AS id WHERE id = sent.user_id);
-        IF rest IS NOT NULL THEN
-            RETURN QUERY
-            SELECT NULL::bigint, users.id, false, users.balance, users.held, users.minimum_balance, NULL::timestamptz,
-                   NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
-              FROM users
-             WHERE users.id = ANY (rest);
-        END IF;
+        SELECT NULL::bigint, users.id, false, users.balance, users.held, users.minimum_balance, NULL::timestamptz,
+               NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
+          FROM users
+         WHERE users.id = ANY (rest);
     END IF;
 
     IF hold_amounts IS NOT NULL THEN
         INSERT INTO open_holds (user_id, hold_id, amount, expires_at)
         SELECT sent.user_id, sent.key, sent.hold, now + make_interval(secs => sent.seconds)
-          FROM unnest(user_ids, keys, hold_amounts, lasting) WITH ORDINALITY AS sent (user_id, key, hold, seconds, place)
-         WHERE sent.hold > 0 AND sent.place <> ALL (replayed) AND EXISTS (SELECT FROM unnest(done) AS id WHERE id = sent.user_id);
+          FROM unnest(user_ids, keys, hold_amounts, lasting, replays) AS sent (user_id, key, hold, seconds, replay)
+         WHERE sent.hold > 0 AND sent.replay IS NOT TRUE AND sent.user_id NOT IN (SELECT unnest(rest));
         DELETE FROM open_holds
-         USING unnest(user_ids, hold_amounts, hold_ids) WITH ORDINALITY AS sent (user_id, hold, hold_id, place)
-         WHERE sent.hold < 0 AND open_holds.user_id = sent.user_id AND open_holds.hold_id = sent.hold_id
-           AND sent.place <> ALL (replayed) AND EXISTS (SELECT FROM unnest(done) AS id WHERE id = sent.user_id);
+         USING unnest(user_ids, hold_amounts, hold_ids, replays) AS sent (user_id, hold, hold_id, replay)
+         -- Not a plain "=", as above.
+         WHERE open_holds.user_id = ANY (ARRAY[sent.user_id]) AND open_holds.hold_id = ANY (ARRAY[sent.hold_id])
+           AND sent.hold < 0 AND sent.replay IS NOT TRUE AND sent.user_id NOT IN (SELECT unnest(rest));
     END IF;
 END
 $$;

@@ -28,7 +28,8 @@ class Load(NamedTuple):
 
     `requests`: the function of wrk.lua that makes them, and its number if it takes one. They are for the first `users`
     accounts, each with `balance`; `status` is what every answer must have. A request has so many `updates`, and adds so
-    many `rows` to the service's journal, unless its answer is a replay.
+    many `rows` to the service's journal, unless its answer is a replay. `prepared_by`: the function whose requests go
+    before each turn, for twice as long, and are not measured.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Load(NamedTuple):
     status: int = 200
     updates: int = 1
     rows: int = 1
+    prepared_by: str = ""
 
 
 LOADS: Mapping[str, Load] = {
@@ -50,4 +52,8 @@ LOADS: Mapping[str, Load] = {
     # More connections with so many updates each would be more than the service lets wait.
     "bulk": Load("1,000 rows, bulk of 500", {16: (SERVICE,)}, ("bulk", 500), updates=500, rows=500),
     "fifty": Load("50 rows", {256: (SERVICE, FOUR_PROCESSES)}, users=50),
+    "holds": Load("one hot row, holds", {1: (SERVICE,), 256: (SERVICE,)}, ("hold",), users=1, status=201),
+    "captures": Load(
+        "one hot row, captures of holds", {1: (SERVICE,), 256: (SERVICE,)}, ("capture",), users=1, prepared_by="hold"
+    ),
 }

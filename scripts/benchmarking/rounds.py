@@ -49,6 +49,7 @@ def measure(
                 if any(name in names for names in turns.values())
             }
             for running in started.values():
+                _prepare(running, LOADS[load], _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
                 _generate(running, LOADS[load], _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
             for number in range(rounds):
                 print(f"{LOADS[load].title}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -105,6 +106,7 @@ def check_answers(who: str, load: Load, connections: int, counted: Counted, jour
 
 def _turn(key: Key, running: Running, seconds: int, stage: Stage) -> Figures:
     load, connections, who = LOADS[key[0]], key[1], key[2]
+    _prepare(running, load, connections, seconds)
     journal, cpu = _journal(running, stage), _cpu_us(running)
     counted = _generate(running, load, connections, seconds)
     cpu = {name: value - cpu[name] for name, value in _cpu_us(running).items()}
@@ -121,6 +123,11 @@ def _turn(key: Key, running: Running, seconds: int, stage: Stage) -> Figures:
         cores = len(os.sched_getaffinity(0))
         figures["predicted"] = min(1e6 / busiest_us, cores * 1e6 * counted.answers / sum(cpu.values()))
     return figures
+
+
+def _prepare(running: Running, load: Load, connections: int, seconds: int) -> None:
+    if load.prepared_by:
+        run_wrk(load._replace(requests=(load.prepared_by,)), running.ports, connections, 2 * seconds)
 
 
 def _generate(running: Running, load: Load, connections: int, seconds: int) -> Counted:

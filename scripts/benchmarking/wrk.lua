@@ -1,7 +1,8 @@
 -- Requests by wrk: wrk ... URL -- RUN USERS LOAD [NUMBER]
---   RUN    a number: keys and random numbers of no other run
+--   RUN    a number: keys and random numbers of no other run; one more than that of the run before
 --   USERS  the requests are for the first so many accounts
---   LOAD   one of the functions of `loads`, which gets USERS, NUMBER, and what its keys begin with
+--   LOAD   one of the functions of `loads`, which gets USERS, NUMBER, what its keys begin with, and what the run before
+--          had its keys begin with
 -- PORTS, in the environment: thread n goes to the nth of these ports, not to that of the URL.
 -- The last line of the output is a JSON object: answers by status, replays, failures, seconds, latencies.
 
@@ -55,6 +56,23 @@ function loads.keyed(users, percent, prefix)
    end
 end
 
+local function holds(method, body, prefix, after)
+   local head, tail = wrk.format(
+      method, "/api/users/1/holds/HOLD" .. after, { ["Content-Type"] = "application/json" }, body
+   ):match("^(.*)HOLD(.*)$")
+   local number = 0
+   return function()
+      number = number + 1
+      return head .. prefix .. number .. tail
+   end
+end
+
+-- A hold of the first account.
+function loads.hold(_, _, prefix) return holds("PUT", '{"amount":2}', prefix, "") end
+
+-- A capture of what the run before has placed with loads.hold, each hold once.
+function loads.capture(_, _, _, prefix_before) return holds("POST", "{}", prefix_before, "/capture") end
+
 local threads = {}
 
 function setup(thread)
@@ -68,7 +86,8 @@ end
 function init(args)
    statuses, replays = {}, 0
    math.randomseed(tonumber(args[1]) * 100 + number)
-   request = loads[args[3]](tonumber(args[2]), tonumber(args[4]), args[1] .. "-" .. number .. "-")
+   local function prefix(run) return run .. "-" .. number .. "-" end
+   request = loads[args[3]](tonumber(args[2]), tonumber(args[4]), prefix(args[1]), prefix(args[1] - 1))
 end
 
 function response(status, headers)

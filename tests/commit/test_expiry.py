@@ -5,12 +5,14 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec import structs
 
-from atomic_balance.changes import Applied, Change, hold
+from atomic_balance.changes import Applied, Change, Undecided, hold, release
 from atomic_balance.commit.expiry import Expiry
 from atomic_balance.commit.group_commit import GroupCommit
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
+from atomic_balance.postgres.statements import EXPIRED_HOLDS
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.committing import all_of, committing
@@ -26,9 +28,13 @@ async def expiring(settings: Settings) -> AsyncIterator[tuple[GroupCommit, Expir
     async with (
         connection_pool(settings) as pool,
         committing(settings) as committer,
-        Expiry(Accounts(pool, settings), committer).running() as expiry,
+        Expiry(Accounts(pool, settings), committer, settings.waiting_changes_max // 4).running() as expiry,
     ):
         yield committer, expiry
+
+
+def counted(expiry: Expiry) -> tuple[int, float, int]:
+    return expiry.open_holds, expiry.held, expiry.overdue_holds
 
 
 async def place(committer: GroupCommit, user_id: int, *hold_ids: str, seconds: int = 1) -> None:
@@ -205,11 +211,68 @@ async def test_open_and_overdue_holds_are_counted_by_whoever_has_the_turn(
     settings = Settings(database_url=database.url, lock_seconds=0.2)
     async with expiring(settings) as (committer, expiry):
         await place(committer, 1, "long", "long too", seconds=1_000)
-        await until(lambda: expiry.counts == (2, 2, 0))
+        await until(lambda: counted(expiry) == (2, 2, 0))
         await place(committer, 1, "short")
         with database.holding(1):
-            await until(lambda: expiry.counts == (3, 3, 1))
-        await until(lambda: expiry.counts == (2, 2, 0))
+            await until(lambda: counted(expiry) == (3, 3, 1))
+        await until(lambda: counted(expiry) == (2, 2, 0))
         database.execute("UPDATE expiry_turn SET holder = 'another', until = clock_timestamp() + interval '1 second'")
-        await until(lambda: expiry.counts == (0, 0, 0))
-        await until(lambda: expiry.counts == (2, 2, 0))
+        await until(lambda: counted(expiry) == (0, 0, 0))
+        await until(lambda: counted(expiry) == (2, 2, 0))
+
+
+async def test_expiry_takes_no_more_than_its_share_of_the_places(database: Database) -> None:
+    """Nor is it turned away by the thousand while none is free."""
+    database.open({1: 5_000, 2: 10})
+    settings = Settings(
+        database_url=database.url, lock_seconds=0.1, waiting_changes_max=80, waiting_changes_per_account_max=40
+    )
+    async with committing(
+        structs.replace(settings, waiting_changes_max=5_000, waiting_changes_per_account_max=4_000)
+    ) as c:
+        await place(c, 1, *(f"hold-{number}" for number in range(1_000)))
+    with database.holding(1):
+        async with expiring(settings) as (committer, _):
+            await until(lambda: committer.waiting_count >= 20)
+            for _ in range(20):
+                assert committer.waiting_count <= 21
+                assert await committer.submit(Change(2, 1)) != Undecided.TURNED_AWAY
+                await asyncio.sleep(0.05)
+
+
+async def test_a_turn_that_was_deleted_is_taken_all_the_same(database: Database) -> None:
+    database.open({1: 10})
+    database.execute("DELETE FROM expiry_turn")
+    async with expiring(Settings(database_url=database.url)) as (committer, _):
+        await place(committer, 1, "hold")
+        await until(lambda: not open_holds(database))
+
+
+async def test_a_settlement_that_contradicts_what_is_held_fails_and_its_account_goes_on(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after somebody has set `held` by hand."""
+    database.open({1: 10})
+    async with committing(Settings(database_url=database.url)) as committer:
+        await place(committer, 1, "hold", seconds=1_000)
+        database.execute("UPDATE users SET held = 0")
+        settlement = committer.submit(release(1, "hold", 1))
+        assert await all_of(committer.submit(Change(1, -1)), settlement) == [Applied(9), Undecided.FAILED]
+    assert "run atomic-balance verify" in caplog.text
+
+
+def test_expired_holds_are_found_by_the_index(database: Database) -> None:
+    """Among millions that have not expired."""
+    database.execute(
+        "INSERT INTO open_holds SELECT 1, id::text, 1, clock_timestamp() + interval '1 day'"
+        "  FROM generate_series(1, 20000) AS id"
+    )
+    database.execute("ANALYZE open_holds")
+    for mode in ("force_custom_plan", "force_generic_plan"):
+        with database.session(
+            f"SET plan_cache_mode = {mode}",
+            f"PREPARE it (timestamptz, bigint, text, bigint[], bigint) AS {EXPIRED_HOLDS}",
+        ) as session:
+            rows = session.execute("EXPLAIN EXECUTE it ('-infinity', 0, '', '{}', 1000)").fetchall()
+            plan = "\n".join(row[0] for row in rows)
+            assert "Index Cond: (expires_at <=" in plan.replace("((expires_at", "(expires_at"), plan

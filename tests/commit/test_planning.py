@@ -1,18 +1,24 @@
-"""What a balance covers: against a model that applies changes one by one."""
+"""What an account covers: against a model that applies updates, holds and settlements one by one."""
 
 import asyncio
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal
+from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal, capture, hold, release
 from atomic_balance.commit.planning import covered_prefix, refusal
 from atomic_balance.commit.waiting import Backlog, WaitingAccount, WaitingChange
 
 amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
-balances = st.one_of(st.integers(-30, 30), st.just(BALANCE_LIMIT - 5))
+kept = st.integers(1, 20)
+updates = amounts.map(lambda amount: Change(1, amount))
+holds = st.one_of(kept, st.just(BALANCE_LIMIT)).map(lambda amount: hold(1, "h", amount, 60, None))
+captures = st.tuples(kept, kept).map(lambda two: capture(1, "h", max(two), min(two)))
+releases = st.tuples(kept, st.booleans()).map(lambda one: release(1, "h", *one))
+changes_of_all_kinds = st.one_of(updates, holds, captures, releases)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,39 +31,69 @@ def event_loop_for_futures() -> Iterator[None]:
     loop.close()
 
 
-def applied_one_by_one(changes: list[int], balance: int, minimum: int) -> list[bool]:
-    """Which changes are applied if each is decided on the balance that the ones before left."""
-    outcomes = []
-    for amount in changes:
-        covered = minimum <= balance + amount <= BALANCE_LIMIT
-        balance += amount if covered else 0
-        outcomes.append(covered)
-    return outcomes
+class Account(NamedTuple):
+    """The model: what an account has, what of it is held, and what it must keep."""
+
+    balance: int
+    held: int
+    minimum: int
+
+    @property
+    def available(self) -> int:
+        return self.balance - self.held - self.minimum
+
+    @property
+    def room(self) -> int:
+        return BALANCE_LIMIT - self.balance
+
+    def after(self, change: Change) -> "Account | None":
+        """The account after a change; None if the change can't be applied to it."""
+        balance, held = self.balance + change.amount, self.held + change.hold_amount
+        return (
+            Account(balance, held, self.minimum) if self.minimum <= balance - held <= balance <= BALANCE_LIMIT else None
+        )
 
 
-def updates(changes: list[int]) -> list[Change]:
-    return [Change(1, amount) for amount in changes]
+@st.composite
+def accounts(draw: st.DrawFn) -> Account:
+    """Accounts that hold enough for whatever is settled."""
+    minimum, held, available = draw(st.integers(-30, 0)), draw(st.integers(0, 30)), draw(st.integers(0, 30))
+    balance = minimum + 600 + held + available
+    return Account(draw(st.sampled_from([balance, BALANCE_LIMIT - 5])), 600 + held, minimum)
 
 
-@given(st.lists(amounts), balances, st.integers(-30, 0))
-def test_the_prefix_is_what_would_be_applied_before_the_first_refusal(
-    changes: list[int], balance: int, minimum: int
-) -> None:
-    minimum = min(minimum, balance)
-    outcomes = applied_one_by_one(changes, balance, minimum)
-    first_refused = outcomes.index(False) if False in outcomes else len(outcomes)
-    assert covered_prefix(updates(changes), balance - minimum, BALANCE_LIMIT - balance) == first_refused
+def applied_before_the_first_refusal(changes: list[Change], account: Account) -> int:
+    """How many changes are applied if each is decided on what the ones before left, until one is not."""
+    count = 0
+    for change in changes:
+        after = account.after(change)
+        if after is None:
+            break
+        account = after
+        count += 1
+    return count
 
 
-@given(amounts, balances, st.integers(-30, 0))
-def test_a_change_is_refused_exactly_where_the_balance_cannot_cover_it(amount: int, balance: int, minimum: int) -> None:
-    minimum = min(minimum, balance)
-    reason = refusal(Change(1, amount), balance - minimum, BALANCE_LIMIT - balance)
-    assert (reason is None) == applied_one_by_one([amount], balance, minimum)[0]
+@given(st.lists(changes_of_all_kinds, max_size=30), accounts())
+def test_the_prefix_is_what_would_be_applied_before_the_first_refusal(changes: list[Change], account: Account) -> None:
+    covered = covered_prefix(changes, account.available, account.room)
+    assert covered == applied_before_the_first_refusal(changes, account)
+
+
+@given(changes_of_all_kinds, accounts())
+def test_a_change_is_refused_exactly_where_the_account_cannot_cover_it(change: Change, account: Account) -> None:
+    reason = refusal(change, account.available, account.room)
+    assert (reason is None) == (account.after(change) is not None)
     if reason is Refusal.INSUFFICIENT_FUNDS:
-        assert balance + amount < minimum
+        assert account.balance + change.amount - account.held - change.hold_amount < account.minimum
     elif reason is Refusal.BALANCE_LIMIT_EXCEEDED:
-        assert balance + amount > BALANCE_LIMIT
+        assert account.balance + change.amount > BALANCE_LIMIT
+
+
+@given(captures | releases, accounts())
+def test_a_settlement_of_what_is_held_is_always_covered(settlement: Change, account: Account) -> None:
+    """So none is ever refused, and a refusal can't keep a hold from being settled."""
+    assert refusal(settlement, account.available, account.room) is None
 
 
 class Watched(float):
@@ -100,33 +136,31 @@ def test_an_account_keeps_its_turn_when_changes_of_it_expire() -> None:
 
 
 @given(
-    st.lists(st.tuples(amounts, st.booleans()), min_size=1, max_size=30),
-    st.none() | balances,
-    st.integers(-30, 0),
+    st.lists(st.tuples(changes_of_all_kinds, st.booleans()), min_size=1, max_size=30),
+    st.none() | accounts(),
     st.integers(1, 40),
 )
 def test_a_portion_is_a_prefix_of_what_has_no_answer(
-    changes: list[tuple[int, bool]], balance: int | None, minimum: int, room: int
+    changes: list[tuple[Change, bool]], known: Account | None, room: int
 ) -> None:
-    """Never jumping over a held change: as much as the balance covers or, if that is nothing, all there is room for."""
+    """Never jumping over a change that is not covered: as much as is or, if that is nothing, all there is room for."""
     account = WaitingAccount(1)
-    if balance is not None:
-        account.available, account.room = balance - minimum, BALANCE_LIMIT - balance
+    if known is not None:
+        account.available, account.room = known.available, known.room
     loop = asyncio.get_event_loop_policy().get_event_loop()
-    for number, (amount, answered) in enumerate(changes):
-        waiting = WaitingChange(Change(1, amount), f" {number}", number, 0.0, loop.create_future())
+    for number, (change, answered) in enumerate(changes):
+        waiting = WaitingChange(change, f" {number}", number, 0.0, loop.create_future())
         account.changes.append(waiting)
-        if answered:
-            waiting.answered = True
+        waiting.answered = answered
     live = [waiting for waiting in account.changes if not waiting.answered][:room]
     if not live:
         return
     part = account.next_changes(room)
     assert part == live[: len(part)]
-    if balance is None:
+    if known is None:
         assert part == live
     else:
-        covered = covered_prefix([one.change for one in live], balance - minimum, BALANCE_LIMIT - balance)
+        covered = applied_before_the_first_refusal([one.change for one in live], known)
         assert len(part) == (covered or len(live))
     live[0].alone = True
     assert account.next_changes(room) == live[:1]

@@ -1,20 +1,15 @@
 """docs/clients.md: its clients get each change exactly once, and what it says is so, run out of the page itself."""
 
 import asyncio
-import contextlib
 import doctest
-import itertools
 import json
 import os
 import random
 import re
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -23,11 +18,12 @@ from pytest_aiohttp import AiohttpServer
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.errors import PROBLEMS, error_response
 from tests.database import Database
+from tests.docs.pasting import bash, blocks, commands_and_answers, proxy_before, run_and_compare
 from tests.fault_proxy import FaultProxy, Link
-from tests.processes import ROOT, Service, run, running_service
+from tests.processes import ROOT, running_service
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+BLOCKS = blocks(PAGE)
 FILES = {"python": "settle.py", "js": "settle.mjs"}
 COMMANDS = {"python": "python3 settle.py", "js": "node settle.mjs"}
 LINES_MAX = 40
@@ -53,20 +49,6 @@ def directory(tmp_path: Path) -> Path:
 def code(language: str) -> str:
     (found,) = [text for of, text in BLOCKS if of == language]
     return found
-
-
-async def bash(script: str, directory: Path, environment: Mapping[str, str] = {}) -> str:
-    """What `script` prints; it must succeed. Its `python3` is the one that runs the tests."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ("bash", "-euo", "pipefail", "-c", f"exec 2> errors\n{script}")
-    status, printed = await run(*command, directory=directory, environment={"PATH": path, **environment})
-    assert status == 0, (printed, (directory / "errors").read_text())
-    return printed
-
-
-def proxy_before(service: Service) -> contextlib.AbstractAsyncContextManager[FaultProxy]:
-    address = urlsplit(service.url)
-    return FaultProxy((str(address.hostname), int(address.port or 0))).running()
 
 
 async def settled(language: str, url: str, orders: list[Order], directory: Path) -> list[tuple[str, Any]]:
@@ -225,23 +207,14 @@ def test_the_clients_are_short() -> None:
 
 async def test_the_commands_work_as_pasted_and_print_what_the_page_says(database: Database, directory: Path) -> None:
     """In their order, in one shell; only the port is another one, and the answer to the first payment is lost."""
-    (_, start), *blocks = BLOCKS
-    assert start == "export BALANCE_URL=http://localhost:3000\n"
-    pairs = [(one[1], following[1]) for one, following in itertools.pairwise(blocks) if one[0] == "bash"]
+    pairs = commands_and_answers(BLOCKS)
     if WITHOUT_NODE:
         pairs = [pair for pair in pairs if not pair[0].startswith("node ")]
     async with running_service({"DATABASE_URL": database.url}, directory) as service, proxy_before(service) as proxy:
         struck = proxy.strike(b"order-4711-payment", Link.cut_at_answer)
-        separator = "printf '\\n---\\n'\n"
-        script = start.replace("3000", str(proxy.port)) + "".join(command + separator for command, _ in pairs)
-        printed = await bash(script, directory)
+        await run_and_compare(pairs, proxy.port, directory)
         assert struck.done()
-    assert [of_any_time(text) for text in printed.split("---\n")] == [of_any_time(text) for _, text in pairs] + [""]
     assert [row.amount for row in database.journal(4711) if row.refusal is None] == [-200, -100, -150]
-
-
-def of_any_time(text: str) -> str:
-    return re.sub(r'(?<="createdAt":")[^"]+', "", text).strip()
 
 
 def test_the_tables_of_the_page_can_be_made(database: Database) -> None:

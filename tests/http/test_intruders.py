@@ -37,7 +37,7 @@ async def guarded(aiohttp_client: AiohttpClient, settings: Settings) -> Client:
 async def test_without_a_token_nothing_is_answered_but_health(guarded: Client, authorization: str | None) -> None:
     headers = {"Authorization": authorization} if authorization is not None else {}
     for endpoint in ENDPOINTS:
-        path = endpoint.path.format(userId=1, key="k")
+        path = endpoint.path.format(userId=1, key="k", holdId="h")
         async with guarded.request(endpoint.method, path, json={"balance": 1}, headers=headers) as answer:
             text = await answer.text()
             if path in ("/healthz", "/readyz"):
@@ -60,11 +60,11 @@ async def test_a_token_to_read_reads_and_changes_nothing(guarded: Client) -> Non
         assert answer.status == 201
     headers = {"Authorization": "Bearer look"}
     for endpoint in ENDPOINTS:
-        path = endpoint.path.format(userId=1, key="k")
+        path = endpoint.path.format(userId=1, key="k", holdId="h")
         body = None if endpoint.body is None else next(iter(endpoint.examples.values()))
         async with guarded.request(endpoint.method, path, json=body, headers=headers) as answer:
             if endpoint.method == "GET":
-                assert answer.status == (404 if "{key}" in endpoint.path else 200)
+                assert answer.status == (404 if endpoint.path.endswith(("{key}", "{holdId}")) else 200)
             else:
                 assert (answer.status, await answer.text()) == (403, FORBIDDEN)
     async with guarded.head("/api/users/1", headers=headers) as answer:
@@ -201,7 +201,7 @@ async def test_the_service_needs_no_more_than_these_grants(
     """The GRANTs of README.md, word for word."""
     readme = (ROOT / "README.md").read_text()
     grants = [line for line in readme.splitlines() if line.startswith("GRANT ")]
-    assert len(grants) == 3
+    assert len(grants) == 5
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("CREATE ROLE atomic_balance LOGIN")
         try:
@@ -221,6 +221,13 @@ async def test_the_service_needs_no_more_than_these_grants(
             assert answer.status == 400
             assert (await client.patch("/api/users/1", json={"minimumBalance": -1})).status == 200
             assert (await client.get("/api/users/1/changes")).status == 200
+            hold = {"amount": 1, "expiresInSeconds": 1}
+            for hold_id in ("captured", "expired"):
+                assert (await client.put(f"/api/users/1/holds/{hold_id}", json=hold)).status == 201
+            assert (await client.post("/api/users/1/holds/captured/capture")).status == 200
+            async with asyncio.timeout(10):
+                while (await (await client.get("/api/users/1")).json())["held"]:  # noqa: ASYNC110 - it is asked of a service
+                    await asyncio.sleep(0.05)
             await client.close()
         finally:
             connection.execute("DROP OWNED BY atomic_balance")

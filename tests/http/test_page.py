@@ -4,10 +4,12 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
 
+from atomic_balance.http.endpoints import ENDPOINTS
 from tests.client import session, update
 from tests.database import Database
 from tests.processes import Service, running_service
@@ -104,7 +106,9 @@ async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, ser
     page, wrong = await visited(browser, service.url, SIZES["phone"])
     await page.get_by_label("user id").fill("1")
     await page.get_by_role("button", name="Show").click()
-    await expect(page.locator("#balance")).to_have_text("13, version 3")
+    await expect(page.locator("#balance")).to_have_text("13, available 13")
+    await expect(page.locator("#details")).to_have_text("held 0, at least 0, version 3")
+    await expect(page.locator("#holds")).to_be_hidden()
     await expect(page.locator("#changes tr")).to_have_count(4)
     rows = await page.locator("#changes tr").all_inner_texts()
     assert [row.split() for row in rows[1:]] == [["3", "1", "13"], ["2", "1", "12"], ["1", "1", "11"]]
@@ -113,6 +117,50 @@ async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, ser
     await page.get_by_label("user id").fill("2")
     await page.get_by_role("button", name="Show").click()
     await expect(page.locator("#balance")).to_have_text("User not found")
+
+
+async def test_an_account_is_shown_with_what_is_held_and_its_open_holds(browser: Browser, service: Service) -> None:
+    long = "x" * 255
+    async with session() as client:
+        holds = f"{service.url}/api/users/1/holds"
+        for hold_id, body in (
+            ("order-1", {"amount": 3, "reference": "order 1"}),
+            ("order-2", {"amount": 2}),
+            (long, {"amount": 1}),
+        ):
+            assert (await client.put(f"{holds}/{hold_id}", json=body)).status == 201
+        assert (await client.post(f"{holds}/order-2/capture")).status == 200
+        expires_at = (await (await client.get(f"{holds}/order-1")).json())["expiresAt"]
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("#balance")).to_have_text("8, available 4")
+    await expect(page.locator("#details")).to_have_text("held 4, at least 0, version 4")
+    until = await page.evaluate("text => new Date(text).toLocaleString('sv')", expires_at)
+    rows = await page.get_by_role("table", name="Open holds").locator("tr").all_inner_texts()
+    assert [row.split("\t") for row in rows][1:] == [["3", until, "order-1 (order 1)"], ["1", ANY, long]]
+    rows = await page.get_by_role("table", name="Latest changes").locator("tr").all_inner_texts()
+    assert [row.split("\t") for row in rows] == [
+        ["version", "amount", "held", "balance", "reference"],
+        ["4", "-2", "-2", "8", ""],
+        ["3", "0", "1", "10", ""],
+        ["2", "0", "2", "10", ""],
+        ["1", "0", "3", "10", "order 1"],
+    ]
+    for width, height in SIZES.values():
+        await page.set_viewport_size({"width": width, "height": height})
+        assert await overflow(page) == 0
+    assert wrong == []
+
+
+async def test_the_page_of_the_api_shows_every_endpoint_and_fits(browser: Browser, service: Service) -> None:
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
+    await page.goto(service.url + "/docs")
+    await expect(page.locator("details")).to_have_count(len(ENDPOINTS))
+    shown = await page.locator("summary").all_inner_texts()
+    assert {tuple(text.split()[:2]) for text in shown} == {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
+    await page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    assert await overflow(page) == 0
+    assert wrong == []
 
 
 async def test_with_a_token_set_the_page_asks_for_it(browser: Browser, database_url: str, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_migrations_shard_both_tables_by_user_and_the_function_with_them(dat
 
 async def test_a_lone_account_goes_through_the_function_and_several_through_the_statement(database: Database) -> None:
     database.open({1: 10, 2: 10})
-    database.execute("ALTER FUNCTION apply_account RENAME TO gone")
+    database.execute("ALTER FUNCTION apply_account_changes RENAME TO gone")
     async with committing(Settings(database_url=database.url, citus=True)) as committer:
         together = [committer.submit(Change(user_id, -1)) for user_id in (1, 2)]
         assert [await outcome for outcome in together] == [Applied(9), Applied(9)]

@@ -85,7 +85,11 @@ async def test_the_audit_passes_on_a_live_database(client: Client, database_url:
 
 
 async def a_journal(client: Client) -> None:
-    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit."""
+    """Three accounts, opened with 100 and changed by 1, 2 and 8; each was refused one withdrawal and one deposit.
+
+    User 3 has then placed holds of 10, 20 and 30; 4 of the first were captured, the second was released, the third is
+    open, and one of 500 was refused.
+    """
     for user_id in (1, 2, 3):
         await opened(client, 100, user_id)
         for amount in (1, 2, 8):
@@ -94,6 +98,11 @@ async def a_journal(client: Client) -> None:
             change = {"userId": user_id, "amount": amount}
             answer = await client.post("/api/balance/update", json=change, headers={"Idempotency-Key": key})
             assert answer.status == 400
+    for hold_id, amount in (("a", 10), ("b", 20), ("c", 30)):
+        assert (await client.put(f"/api/users/3/holds/{hold_id}", json={"amount": amount})).status == 201
+    assert (await client.post("/api/users/3/holds/a/capture", json={"amount": 4})).status == 200
+    assert (await client.post("/api/users/3/holds/b/release")).status == 200
+    assert (await client.put("/api/users/3/holds/refused", json={"amount": 500})).status == 400
 
 
 @pytest.mark.parametrize(
@@ -137,6 +146,72 @@ async def a_journal(client: Client) -> None:
             "UPDATE balance_changes SET amount = 5 WHERE user_id = 2 AND refusal = 'balance_limit_exceeded'",
             "user 2: a change by 5 at a balance of 111 can't have been refused for balance_limit_exceeded",
         ),
+        (
+            "UPDATE users SET held = 31 WHERE id = 3",
+            "user 3: what is held by the journal is 30, the account says 31",
+        ),
+        (
+            "UPDATE balance_changes SET hold_amount = 29 WHERE user_id = 3 AND version = 6",
+            "user 3: what is held by the journal is 29, the account says 30",
+        ),
+        (
+            "UPDATE balance_changes SET hold_amount = 29 WHERE user_id = 3 AND version = 6;"
+            "UPDATE users SET held = 29 WHERE id = 3",
+            "user 3: the journal has 1 open holds, the list of them 1, and they differ",
+        ),
+        (
+            "UPDATE open_holds SET amount = 29",
+            "user 3: the journal has 1 open holds, the list of them 1, and they differ",
+        ),
+        (
+            "UPDATE open_holds SET hold_id = 'b'",
+            "user 3: the journal has 1 open holds, the list of them 1, and they differ",
+        ),
+        ("DELETE FROM open_holds", "user 3: the journal has 1 open holds, the list of them 0, and they differ"),
+        (
+            "INSERT INTO open_holds (user_id, hold_id, amount, expires_at) VALUES (3, 'a', 10, now())",
+            "user 3: the journal has 1 open holds, the list of them 2, and they differ",
+        ),
+        (
+            "INSERT INTO open_holds (user_id, hold_id, amount, expires_at) VALUES (2, 'a', 10, now())",
+            "user 2: the journal has 0 open holds, the list of them 1, and they differ",
+        ),
+        (
+            "DELETE FROM balance_changes WHERE user_id = 3; DELETE FROM users WHERE id = 3",
+            "user 3: has open holds, but no account",
+        ),
+        (  # a settlement larger than its hold
+            "UPDATE balance_changes SET hold_amount = -11 WHERE user_id = 3 AND version = 7;"
+            "UPDATE users SET held = 29 WHERE id = 3",
+            "user 3: version 7: it settles 11, and there is no such open hold",
+        ),
+        (
+            "UPDATE balance_changes SET amount = -11 WHERE user_id = 3 AND version = 7;"
+            "UPDATE balance_changes SET balance = 100 WHERE user_id = 3 AND version >= 7;"
+            "UPDATE users SET balance = 100 WHERE id = 3",
+            "user 3: version 7: it captures more than was held",
+        ),
+        (  # a hold that was settled twice
+            "ALTER TABLE balance_changes DROP CONSTRAINT balance_changes_pkey;"
+            "INSERT INTO balance_changes (user_id, version, amount, balance, idempotency_key, hold_amount)"
+            " VALUES (3, 9, 0, 107, ' settlement a', -10);"
+            "UPDATE users SET held = 20, version = 9 WHERE id = 3",
+            "user 3: version 9: it settles 10, and there is no such open hold",
+        ),
+        (  # a settlement of another hold
+            "UPDATE balance_changes SET idempotency_key = ' settlement c' WHERE user_id = 3 AND version = 8",
+            "user 3: version 8: it settles 20, and there is no such open hold",
+        ),
+        (
+            "UPDATE balance_changes SET amount = 1 WHERE user_id = 3 AND version = 4;"
+            "UPDATE balance_changes SET balance = balance + 1 WHERE user_id = 3 AND version >= 4;"
+            "UPDATE users SET balance = balance + 1 WHERE id = 3",
+            "user 3: version 4: a hold moves the balance by 1",
+        ),
+        (
+            "UPDATE balance_changes SET hold_amount = NULL WHERE user_id = 3 AND idempotency_key = 'refused'",
+            "user 3: a change by 0 at a balance of 107 can't have been refused for insufficient_funds",
+        ),
     ],
 )
 async def test_the_audit_finds(client: Client, database_url: str, damage: str, difference: str) -> None:
@@ -174,6 +249,11 @@ async def test_a_difference_ends_the_command_with_1(client: Client, database_url
         "UPDATE balance_changes SET idempotency_key = 'other' || amount WHERE user_id = 2",
         "UPDATE balance_changes SET reference = 'other', created_at = '2020-01-01' WHERE user_id = 2",
         "UPDATE users SET minimum_balance = -7, opening_minimum_balance = -7 WHERE id = 2",
+        "UPDATE open_holds SET expires_at = '2020-01-01'",
+        "UPDATE balance_changes SET expires_at = '2020-01-01' WHERE user_id = 3 AND hold_amount IS NOT NULL",
+        # an open hold, wherever it stands, set to another amount
+        "UPDATE balance_changes SET hold_amount = 29 WHERE user_id = 3 AND version = 6;"
+        "UPDATE open_holds SET amount = 29; UPDATE users SET held = 29 WHERE id = 3",
         # sums that were all computed again
         "UPDATE balance_changes SET amount = amount + 5, balance = balance + 5 WHERE user_id = 2 AND version = 1;"
         "UPDATE balance_changes SET amount = amount - 5 WHERE user_id = 2 AND version = 2",

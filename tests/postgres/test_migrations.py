@@ -93,3 +93,17 @@ async def test_a_service_that_finds_the_schema_behind_says_what_to_run(empty_dat
         "".join(f"applied {name}\n" for name in ALL),
     )
     assert (await run(*command, "migrate", directory=tmp_path, environment=environment))[0] == 0
+
+
+async def test_behind_a_transaction_it_gives_up_and_can_be_repeated(empty_database_url: str) -> None:
+    environment = {"DATABASE_URL": psycopg_url(empty_database_url)}
+    yoyo = str(Path(sys.executable).with_name("yoyo"))
+    before = await run(yoyo, "apply", "--revision", "0002-journal", directory=ROOT, environment=environment)
+    assert before[0] == 0, before
+    schema = columns(empty_database_url)
+    with psycopg.connect(empty_database_url) as holder:
+        holder.execute("SELECT FROM users")
+        with pytest.raises(TimeoutError, match="a transaction holds its table; migrate again"):
+            migrate(empty_database_url)
+    assert columns(empty_database_url) == schema
+    assert migrate(empty_database_url) == [name for name in ALL if name > "0002-journal"]

@@ -36,7 +36,8 @@ async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
     other.mkdir()
     (other / ".venv").symlink_to(sys.prefix)
     contenders = (NO_DATABASE, SERVICE, REDIS_ALWAYS)
-    shortest = ("--quick", "--loads", "replays", "bulk", "--contenders", *contenders, "--output", str(output))
+    loads = ("replays", "bulk", "captures")
+    shortest = ("--quick", "--loads", *loads, "--contenders", *contenders, "--output", str(output))
     status, printed = await benchmark(programs, *shortest, "--against", str(other))
     assert status == 0, printed
 
@@ -46,7 +47,9 @@ async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
     assert [row[""] for row in replays] == [BEFORE, NO_DATABASE, f"**{SERVICE}**"]
     assert [row[""] for row in bulk] == [BEFORE, f"**{SERVICE}**"]
     assert all(row[name] != "-" for row in bulk for name in row)
-    assert [row["connections"] for row in rows_of(written, f"{SERVICE}, times {BEFORE}")] == ["256", "16"]
+    captures = rows_of(written, LOADS["captures"].title)
+    assert [(row["connections"], row[""]) for row in captures][-1] == ("256", f"**{SERVICE}**")
+    assert [row["connections"] for row in rows_of(written, f"{SERVICE}, times {BEFORE}")] == ["256", "16", "1", "256"]
     assert "<svg" in (output / "throughput.svg").read_text()
 
 
@@ -68,6 +71,9 @@ async def test_it_says_what_is_missing(tmp_path: Path) -> None:
         ("replays", {200: 100}, 50, 100),
         ("bulk", {200: 2}, 0, 999),
         ("exhausted", {400: 100}, 0, 1),
+        ("holds", {201: 99, 200: 1}, 0, 100),
+        ("captures", {200: 99, 404: 1}, 0, 99),
+        ("captures", {200: 100}, 0, 99),
     ],
 )
 def test_answers_that_are_wrong_and_a_journal_that_is_not_what_was_answered_are_noticed(
@@ -89,6 +95,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     written = page(Results(measured, 3, 1, contenders, not_measured={}, machine={}))
     assert "| one hot row: rate, of no database | 0.70 (0.50-0.90) | at least 0.75 | 0.9 | **missed** |" in written
     assert "| one hot row: rate, times bare UPDATE | 7.00 (5.00-9.00) | at least 5 |  | ok |" in written
+    assert "| one hot row, holds: rate, of updates | - | at least 0.8 |  | not measured |" in written
     assert "| 1,000 rows: rate, of no database | - | at least 0.6 | 0.8 | not measured |" in written
 
 

@@ -29,6 +29,7 @@ _EXPIRE_SECONDS = 0.05  # how much later than its deadline a change may be answe
 _RECONNECT_SECONDS = 0.05  # a server that restarts is back within a tenth of a second or so
 _RECONNECT_SECONDS_MAX = 0.5  # one that stays away is not pressed, and found within half a second
 _CONTENTION_SECONDS = 1.0  # a transaction that was met may hold other rows too; most have ended after a second
+_FUTILE_MAX = 3  # another process settles a hold once, so its settlement is found at the second try
 _BRIEF_SHARE = 0.1  # of LOCK_SECONDS, for which a row is waited for while others are locked too
 
 
@@ -100,10 +101,10 @@ class GroupCommit:
         each outcome promises is said where it is defined, in changes.py.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._accept(change, future)
+        self._accept(change, future, REQUEST_ID.get())
         return future
 
-    def _accept(self, change: Change, future: asyncio.Future[Outcome]) -> None:
+    def _accept(self, change: Change, future: asyncio.Future[Outcome], request_id: str | None) -> None:
         key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
@@ -115,7 +116,7 @@ class GroupCommit:
             elif same:
                 first.duplicates.append(future)
             else:
-                first.followers.append((change, future))
+                first.followers.append((change, future, request_id))
             return
         account = self._backlog.account(change.user_id)
         if (
@@ -129,7 +130,7 @@ class GroupCommit:
         self._next_number += 1
         deadline = self._loop.time() + self._limits.deadline_seconds
         key = key or f"{self._key_prefix}{number:012x}"
-        self._backlog.add(WaitingChange(change, key, number, deadline, future, REQUEST_ID.get()))
+        self._backlog.add(WaitingChange(change, key, number, deadline, future, request_id))
 
     @property
     def waiting_count(self) -> int:
@@ -388,7 +389,7 @@ class GroupCommit:
             if result is not None:
                 to_record += self._settle_account(account, fresh, result, batch.arrived_before)
             elif fresh:
-                for waiting in account.arrived_before(batch.arrived_before):
+                for waiting in list(account.arrived_before(batch.arrived_before)):  # followers join the line meanwhile
                     self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NO_SUCH_USER)
         return to_record
 
@@ -411,6 +412,8 @@ class GroupCommit:
                     self._answer(waiting, Applied(balance, expires_at=result.expiry_of(change)))
                 else:
                     self._answer(waiting, Applied(balance))
+        elif held + sum(waiting.change.hold_amount for waiting in sent) < 0:
+            self._isolate_settlements(sent)
         account.available = available = balance - held - result.minimum_balance
         account.room = room = BALANCE_LIMIT - balance
         to_record: list[tuple[WaitingChange, RefusalRecord]] = []
@@ -427,6 +430,25 @@ class GroupCommit:
                 self._answer(waiting, Refused(reason))
         return to_record
 
+    def _isolate_settlements(self, sent: list[WaitingChange]) -> None:
+        """Have settlements go alone that would settle more than is held.
+
+        Nearly always another process has just settled one of their holds, which is found when it is sent again. If it
+        is not, what is held and the list of open holds contradict each other, and the account must not wait for that.
+        """
+        for waiting in sent:
+            if waiting.change.hold_amount < 0 and not waiting.answered:
+                waiting.alone = True
+                waiting.futile_count += 1
+                if waiting.futile_count > _FUTILE_MAX:
+                    log.error(
+                        "user %d holds less than its open hold %r: run atomic-balance verify",
+                        waiting.change.user_id,
+                        waiting.change.hold_id,
+                        extra={"request_id": waiting.request_id},
+                    )
+                    self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
+
     def _answer(self, waiting: WaitingChange, outcome: Outcome) -> None:
         if waiting.answered:
             return
@@ -438,13 +460,13 @@ class GroupCommit:
             again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
             for duplicate in waiting.duplicates:
                 self._resolve(duplicate, again)
-        for change, future in waiting.followers:
+        for change, future, request_id in waiting.followers:
             if isinstance(outcome, Applied):
                 self._resolve(future, Undecided.KEY_REUSED)
             elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN):
                 self._resolve(future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
             else:
-                self._accept(change, future)
+                self._accept(change, future, request_id)
 
     def _resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         if not future.done():  # one whose caller was cancelled is

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from atomic_balance.postgres.accounts import Accounts, Hold
+from atomic_balance.postgres.failures import UnreachableError
 
 _HOLDS_PER_READ = 1_000
 
@@ -23,17 +24,22 @@ class HoldReader:
     what was read of it stays true; whether it has been settled is for the settlement's key to decide.
     """
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, deadline_seconds: float) -> None:
         self._accounts = accounts
+        self._deadline_seconds = deadline_seconds
         self._asked: list[_Asked] = []
         self._wake = asyncio.Event()
 
     async def read(self, user_id: int, hold_id: str) -> Hold | None:
-        """A hold as it is now; None if none was placed, or it was refused. Raises UnreachableError."""
+        """A hold as it is now; None if none was placed, or it was refused. Raises UnreachableError, by the deadline."""
         future: asyncio.Future[Hold | None] = asyncio.get_running_loop().create_future()
         self._asked.append(_Asked(user_id, hold_id, future))
         self._wake.set()
-        return await future
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                return await future
+        except TimeoutError as error:
+            raise UnreachableError from error
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["HoldReader"]:
@@ -48,7 +54,8 @@ class HoldReader:
             await self._wake.wait()
             self._wake.clear()
             while self._asked:
-                batch, self._asked = self._asked[:_HOLDS_PER_READ], self._asked[_HOLDS_PER_READ:]
+                waiting = [asked for asked in self._asked if not asked.future.done()]
+                batch, self._asked = waiting[:_HOLDS_PER_READ], waiting[_HOLDS_PER_READ:]
                 try:
                     holds = await self._accounts.holds([(one.user_id, one.hold_id) for one in batch])
                 except Exception as error:  # noqa: BLE001 - it belongs to those who asked, who tell faults apart

@@ -35,7 +35,8 @@ class WaitingChange:
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
     `duplicates`: the futures of later requests with the same key and change. `followers`: other settlements of the same
-    hold, with their futures: what becomes of this one decides what becomes of them. `request_id`: whose request it was.
+    hold, with their futures and request ids: what becomes of this one decides what becomes of them. `futile_count`: of
+    a settlement, how often less was held than it settles. `request_id`: whose request it was.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class WaitingChange:
         "deadline",
         "duplicates",
         "followers",
+        "futile_count",
         "future",
         "in_flight",
         "key",
@@ -73,9 +75,10 @@ class WaitingChange:
         self.in_flight = False
         self.unknown = False
         self.alone = False
+        self.futile_count = 0
         self.answered = False
         self.duplicates: list[asyncio.Future[Outcome]] = []
-        self.followers: list[tuple[Change, asyncio.Future[Outcome]]] = []
+        self.followers: list[tuple[Change, asyncio.Future[Outcome], str | None]] = []
 
 
 class Place(Enum):

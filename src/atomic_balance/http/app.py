@@ -94,11 +94,14 @@ def make_app(
 
     async def holds(app: web.Application) -> AsyncIterator[None]:
         accounts, committer = app[ACCOUNTS], app[GROUP_COMMIT]
-        async with HoldReader(accounts).running() as reader, Expiry(accounts, committer).running() as expiry:
+        async with (
+            HoldReader(accounts, settings.deadline_seconds).running() as reader,
+            Expiry(accounts, committer, settings.waiting_changes_max // 4 or 1).running() as expiry,
+        ):
             app[HOLDS] = reader
-            metrics.gauges["open_holds"] = lambda: expiry.counts[0]
-            metrics.gauges["held"] = lambda: expiry.counts[1]
-            metrics.gauges["overdue_holds"] = lambda: expiry.counts[2]
+            metrics.gauges["open_holds"] = lambda: expiry.open_holds
+            metrics.gauges["held"] = lambda: expiry.held
+            metrics.gauges["overdue_holds"] = lambda: expiry.overdue_holds
             yield
 
     app.cleanup_ctx.extend((accounts, group_commit, holds, live.publishing))

@@ -46,7 +46,6 @@ _BODY_ERRORS = (
 )
 _CHANGE_ERRORS = (
     "insufficient_funds",
-    "balance_limit_exceeded",
     "user_not_found",
     "idempotency_key_reused",
     "turned_away",
@@ -117,10 +116,7 @@ ENDPOINTS = (
         handlers.update_balance,
         "Change one user's balance",
         {200: Reply(UpdatedBalance, "The change was applied", {"userId": 1, "newBalance": 9998})},
-        errors=(
-            *_BODY_ERRORS,
-            *_CHANGE_ERRORS,
-        ),
+        errors=(*_BODY_ERRORS, *_CHANGE_ERRORS, "balance_limit_exceeded"),
         body=BalanceUpdate,
         examples={
             "withdraw": {"userId": 1, "amount": -2},

@@ -32,6 +32,10 @@ from atomic_balance.http.parsing import is_key, parse_body, parse_idempotency_ke
 log = logging.getLogger("atomic_balance")
 
 REPLAYED = {"Idempotent-Replayed": "true"}
+_TEXTS_FOR_HOLDS = {  # which need no other key than the hold's id
+    Undecided.TURNED_AWAY: "Service unavailable: this request changed nothing, ask again",
+    Undecided.UNKNOWN: "Outcome unknown: ask again",
+}
 
 _decode_update = msgspec.json.Decoder(BalanceUpdate)
 _decode_updates = msgspec.json.Decoder(BalanceUpdates)
@@ -56,7 +60,7 @@ def answer_without(request: web.Request, change: Change, outcome: Refused | Unde
         return marked(error_response(request, outcome.reason), outcome.replayed)
     if outcome in (Undecided.FAILED, Undecided.UNKNOWN):
         log.error("a change of user %d: %s", change.user_id, outcome)
-    return error_response(request, outcome)
+    return error_response(request, outcome, _TEXTS_FOR_HOLDS.get(outcome) if change.hold_amount else None)
 
 
 def marked(response: web.Response, replayed: bool) -> web.Response:

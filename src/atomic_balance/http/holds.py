@@ -5,7 +5,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
-from atomic_balance.changes import Applied, Change, Undecided, capture, hold, release
+from atomic_balance.changes import Applied, Undecided, capture, hold, release
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, HOLDS
 from atomic_balance.http.errors import ApiError
 from atomic_balance.http.handlers import answer_with, answer_without, marked
@@ -47,7 +47,8 @@ async def place_hold(request: web.Request) -> web.Response:
     if isinstance(outcome, Applied):
         return marked(answer_with(_answer(await _found(request, path))), outcome.replayed)
     if outcome is Undecided.KEY_REUSED:
-        if await request.app[HOLDS].read(path.user_id, path.hold_id) is None:
+        bound = await request.app[ACCOUNTS].change(path.user_id, path.hold_id)
+        if bound is not None and (bound.hold_amount == 0 or bound.refusal):
             raise ApiError("idempotency_key_reused", "holdId: already used as the key of another change of this user")
         raise ApiError("hold_exists")
     return answer_without(request, change, outcome)
@@ -61,21 +62,18 @@ async def capture_hold(request: web.Request) -> web.Response:
     amount = asked.amount or found.amount
     if amount > found.amount:
         raise ApiError("invalid_request", f"amount: expected no more than is held, {found.amount}")
-    if not found.settled:
-        # That it has expired is settled before it is said: a capture that came in time may still be under way.
-        expired = found.status is HoldStatus.EXPIRED
-        if expired:
+    if found.status is HoldStatus.HELD:
+        if found.overdue:  # it ends as expired, unless a capture that came in time is still under way
             change = release(path.user_id, path.hold_id, found.amount, expired=True)
         else:
             change = capture(path.user_id, path.hold_id, found.amount, amount)
-        outcome = await _settle(request, change)
-        if isinstance(outcome, web.Response):
-            return outcome
-        if outcome is None:
-            found = await _found(request, path)
-        elif not expired:
+        outcome = await request.app[GROUP_COMMIT].submit(change)
+        if isinstance(outcome, Applied) and not found.overdue:
             captured = found._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
             return marked(answer_with(_answer(captured)), outcome.replayed)
+        if not isinstance(outcome, Applied) and outcome is not Undecided.KEY_REUSED:
+            return answer_without(request, change, outcome)
+        found = await _settled(request, path)
     if found.status is HoldStatus.CAPTURED and found.captured == amount:
         return marked(answer_with(_answer(found)), replayed=True)
     raise ApiError(_ENDED[found.status])
@@ -86,15 +84,15 @@ async def release_hold(request: web.Request) -> web.Response:
     path = parse_path(HoldPath, request)
     await parse_body(request, _decode_release, HoldRelease())
     found = await _found(request, path)
-    if not found.settled:
-        expired = found.status is HoldStatus.EXPIRED
-        outcome = await _settle(request, release(path.user_id, path.hold_id, found.amount, expired))
-        if isinstance(outcome, web.Response):
-            return outcome
+    if found.status is HoldStatus.HELD:
+        change = release(path.user_id, path.hold_id, found.amount, expired=found.overdue)
+        outcome = await request.app[GROUP_COMMIT].submit(change)
         if isinstance(outcome, Applied):
-            status = HoldStatus.EXPIRED if expired else HoldStatus.RELEASED
+            status = HoldStatus.EXPIRED if found.overdue else HoldStatus.RELEASED
             return marked(answer_with(_answer(found._replace(status=status))), outcome.replayed)
-        found = await _found(request, path)
+        if outcome is not Undecided.KEY_REUSED:
+            return answer_without(request, change, outcome)
+        found = await _settled(request, path)
     if found.status is HoldStatus.CAPTURED:
         raise ApiError(_ENDED[found.status])
     return marked(answer_with(_answer(found)), replayed=True)
@@ -120,12 +118,12 @@ async def read_holds(request: web.Request) -> web.Response:
     return answer_with(HoldsPage([_answer(row) for row in shown], following))
 
 
-async def _settle(request: web.Request, change: Change) -> Applied | web.Response | None:
-    """Settle a hold: the outcome, an answer that says why there is none, or None if it was settled otherwise."""
-    outcome = await request.app[GROUP_COMMIT].submit(change)
-    if outcome is Undecided.KEY_REUSED:
-        return None
-    return outcome if isinstance(outcome, Applied) else answer_without(request, change, outcome)
+async def _settled(request: web.Request, path: HoldPath) -> StoredHold:
+    """The hold, which is known to be settled. Raises ApiError where the database has forgotten that."""
+    found = await _found(request, path)
+    if found.status is HoldStatus.HELD:
+        raise ApiError("unavailable")
+    return found
 
 
 async def _found(request: web.Request, path: HoldPath) -> StoredHold:

@@ -12,7 +12,8 @@ from atomic_balance.http.messages import Error, IdempotencyKey, ProblemDetails
 
 _DESCRIPTION = (
     'A balance per user that is never wrong. An error is `{"error": ...}`, or problem details (RFC 9457) for those who '
-    "accept `application/problem+json`. An update that was sent with an `Idempotency-Key` can be repeated safely."
+    "accept `application/problem+json`. An update that was sent with an `Idempotency-Key` can be repeated safely, and "
+    "so can every request for a hold."
 )
 _VARY = {"Vary": {"description": "Errors depend on Accept", "schema": {"const": "Accept"}}}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait before asking again", "schema": {"type": "integer"}}}

@@ -26,11 +26,14 @@ async def parse_body(request: web.Request, decoder: msgspec.json.Decoder[B], def
 
     Raises ApiError.
     """
-    if default is not None and not request.body_exists:
-        return default
-    if request.content_type != "application/json":
+    is_json = request.content_type == "application/json"
+    if default is None and not is_json:
         raise ApiError("unsupported_media_type")
     body = await request.app[BODIES].read(request, decoder.type.bytes_max)
+    if default is not None and not body:
+        return default
+    if not is_json:
+        raise ApiError("unsupported_media_type")
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

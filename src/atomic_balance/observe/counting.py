@@ -22,7 +22,7 @@ GAUGES = {
     "waiting_changes": "Changes that wait for their answer",
     "open_holds": "Holds that are not settled, as the process sees them whose turn it is to settle those that expire",
     "held": "What open holds have set aside together, as that process sees it",
-    "overdue_holds": "Open holds that expired over a second ago, as that process sees them",
+    "overdue_holds": "Open holds that expired over a second ago, as each process counts them",
     "pool_connections": "Connections of the pool for reads",
     "pool_idle_connections": "Those of them that are not in use",
 }

@@ -1,7 +1,7 @@
 """Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from atomic_balance.postgres.migrations import missing_migrations
 from atomic_balance.postgres.statements import (
     APPLIED_MIGRATIONS,
     COUNT_OPEN_HOLDS,
+    COUNT_OVERDUE_HOLDS,
     EXPIRED_HOLDS,
     OPEN_ACCOUNT,
     READ_ACCOUNT,
@@ -36,7 +37,7 @@ class Opening(NamedTuple):
 
 
 class HoldStatus(StrEnum):
-    """What has become of a hold. One whose time is over is expired, whether or not it has been settled yet."""
+    """What has become of a hold: it is held until its settlement is in the journal, also if its time is over."""
 
     HELD = "held"
     CAPTURED = "captured"
@@ -45,7 +46,10 @@ class HoldStatus(StrEnum):
 
 
 class Hold(NamedTuple):
-    """A hold that was placed. `settled`: its settlement is in the journal. `captured`, `balance`: by its capture."""
+    """A hold that was placed.
+
+    `overdue`: its time is over, by the database's clock. `captured`, `balance`: what its capture took and left.
+    """
 
     user_id: int
     hold_id: str
@@ -53,7 +57,7 @@ class Hold(NamedTuple):
     reference: str | None
     expires_at: datetime
     status: HoldStatus
-    settled: bool = False
+    overdue: bool = False
     captured: int | None = None
     balance: int | None = None
 
@@ -65,6 +69,9 @@ class ExpiredHold(NamedTuple):
     hold_id: str
     amount: int
     expires_at: datetime
+
+
+_BEFORE_ALL = (datetime.min.replace(tzinfo=UTC), 0, "")
 
 
 class JournalRow(NamedTuple):
@@ -122,30 +129,30 @@ class Accounts:
 
     async def holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
         """The holds with these (user id, hold id); None where none was placed, or it was refused."""
-        rows = await self._fetch(
-            READ_HOLDS,
-            [user_id for user_id, _ in asked],
-            [hold_id for _, hold_id in asked],
-            [settlement_key(hold_id) for _, hold_id in asked],
-        )
-        found: list[Hold | None] = [None] * len(asked)
-        for position, amount, reference, expires_at, overdue, settled, expired, captured, balance in rows:
-            if not settled:
-                status = HoldStatus.EXPIRED if overdue else HoldStatus.HELD
-            elif expired:
-                status = HoldStatus.EXPIRED
+        user_ids = [user_id for user_id, _ in asked]
+        keys = [hold_id for _, hold_id in asked] + [settlement_key(hold_id) for _, hold_id in asked]
+        rows = {position - 1: row for position, *row in await self._fetch(READ_HOLDS, 2 * user_ids, keys)}
+        holds: list[Hold | None] = []
+        for index, (user_id, hold_id) in enumerate(asked):
+            _, amount, reference, _, expires_at, overdue = rows.get(index, (None,) * 6)
+            if not amount or amount < 0:
+                holds.append(None)
+                continue
+            settlement = rows.get(len(asked) + index)
+            captured = balance = None
+            if settlement is None:
+                status = HoldStatus.HELD
             else:
-                status = HoldStatus.CAPTURED if captured else HoldStatus.RELEASED
-            user_id, hold_id = asked[position - 1]
-            found[position - 1] = Hold(
-                user_id, hold_id, amount, reference, expires_at, status, bool(settled), captured, balance
-            )
-        return found
+                moved, _, _, balance, expiry, _ = settlement
+                captured = -moved
+                status = HoldStatus.CAPTURED if captured else HoldStatus.EXPIRED if expiry else HoldStatus.RELEASED
+            holds.append(Hold(user_id, hold_id, amount, reference, expires_at, status, overdue, captured, balance))
+        return holds
 
     async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
         """The first `count_max` open holds of an account with an id above `after`, by id."""
         return [
-            Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.EXPIRED if overdue else HoldStatus.HELD)
+            Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
             for hold_id, amount, reference, expires_at, overdue in await self._fetch(
                 READ_OPEN_HOLDS, user_id, after, count_max
             )
@@ -159,13 +166,18 @@ class Accounts:
         self, after: ExpiredHold | None, without: Collection[int], count_max: int
     ) -> list[ExpiredHold]:
         """Open holds that have expired, from the first that did or from `after` on, not those of users in `without`."""
-        place = (after.expires_at, after.user_id, after.hold_id) if after else (None, None, None)
+        place = (after.expires_at, after.user_id, after.hold_id) if after else _BEFORE_ALL
         return [ExpiredHold(*row) for row in await self._fetch(EXPIRED_HOLDS, *place, list(without), count_max)]
 
-    async def count_open_holds(self) -> tuple[int, float, int]:
-        """How many holds are open, what they hold together, and how many expired over a second ago."""
-        ((count, held, overdue),) = await self._fetch(COUNT_OPEN_HOLDS)
-        return count, held, overdue
+    async def count_open_holds(self) -> tuple[int, float]:
+        """How many holds are open, and what they hold together. It reads the whole list of them."""
+        ((count, held),) = await self._fetch(COUNT_OPEN_HOLDS)
+        return count, held
+
+    async def count_overdue_holds(self, count_max: int) -> int:
+        """How many open holds expired over a second ago; counted up to `count_max`."""
+        ((count,),) = await self._fetch(COUNT_OVERDUE_HOLDS, count_max)
+        return int(count)
 
     async def missing_migrations(self) -> list[str]:
         """The migrations that the database lacks, in order."""

@@ -12,6 +12,7 @@ from atomic_balance.postgres.connections import check_encoding
 
 _LOCK = 0x61746F6D6963  # "atomic", in ASCII: held while this database is being migrated
 _POLL_SECONDS = 0.1
+_TABLE_IN_USE = "a migration gave up and changed nothing: a transaction holds its table; migrate again after it"
 
 
 def migrations_dir() -> Path:
@@ -45,7 +46,7 @@ def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) ->
 
     Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
     for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, EncodingError before anything is made, or
-    TimeoutError when another migration takes longer than `wait_seconds`.
+    TimeoutError when another migration takes longer than `wait_seconds`, or a transaction holds a table for too long.
     """
     os.environ.setdefault("LOGNAME", "atomic-balance")  # yoyo records it, and fails where the user id has no name
     location = database_url.split("://", 1)[1]
@@ -62,7 +63,10 @@ def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) ->
             for folder in _folders(citus):
                 pending = backend.to_apply(yoyo.read_migrations(str(folder)))
                 with backend.lock():
-                    backend.apply_migrations(pending)
+                    try:
+                        backend.apply_migrations(pending)
+                    except psycopg.errors.LockNotAvailable:
+                        raise TimeoutError(_TABLE_IN_USE) from None
                 applied += [migration.id for migration in pending]
             return applied
 

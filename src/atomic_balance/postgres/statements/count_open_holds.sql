@@ -1,3 +1,3 @@
--- Count the open holds, what they hold together, and those that should have been settled by now: they expired over a second ago.
-SELECT count(*), coalesce(sum(amount), 0)::float8, count(*) FILTER (WHERE expires_at < clock_timestamp() - interval '1 second')
+-- Count the open holds, and what they hold together.
+SELECT count(*), coalesce(sum(amount), 0)::float8
   FROM open_holds
