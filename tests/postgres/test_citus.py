@@ -43,7 +43,7 @@ OF_ONE_USER = {
     "set_minimum_balance": "1, -5",
 }
 OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}
-OF_A_BATCH = {"blocked_accounts", "count_open_holds", "expired_holds", "read_holds"}
+OF_A_BATCH = {"blocked_accounts", "count_open_holds", "count_overdue_holds", "expired_holds", "read_holds"}
 OF_NO_USER = {"applied_migrations", "take_expiry_turn"}
 
 

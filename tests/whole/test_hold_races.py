@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from atomic_balance.postgres.verify import verify
-from tests.client import Told, hold, opened, session, settle
+from tests.client import Client, Told, hold, opened, session, settle
 from tests.database import Database, until
 from tests.processes import run, running_service
 
@@ -199,3 +199,19 @@ async def test_expiry_goes_by_the_databases_clock_while_the_services_are_an_hour
     assert database.execute(early) == [(4, True)]
     assert database.balance(1) == 9_980
     assert verify(database.url).differences == []
+
+
+async def test_a_hold_is_said_to_have_expired_only_when_nothing_can_end_it_otherwise_any_more(
+    client: Client, database: Database
+) -> None:
+    """A capture that came in time is still under way when its hold's time is over, and another one comes."""
+    database.open({1: 100})
+    assert (await hold(client, "a", 10, expiresInSeconds=1)).status == 201
+    with database.holding(1):
+        in_time = asyncio.create_task(settle(client, "capture", "a"))
+        await until(database.blocked)
+        await until(lambda: database.execute("SELECT 1 FROM open_holds WHERE expires_at < clock_timestamp()"))
+        late = asyncio.create_task(settle(client, "capture", "a", amount=9))
+        await asyncio.sleep(0.2)
+    assert (await in_time).body["status"] == "captured"
+    assert await late == Told(409, {"error": "The hold was captured"}, replayed=False)
