@@ -69,7 +69,8 @@ DECLARE
     version bigint;
     now timestamptz := clock_timestamp();
 BEGIN
-    lock_wait := set_config('lock_timeout', lock_wait, true);  -- for this statement alone
+    -- For this statement alone. No table is read as a whole: a plan that was made while one was empty would, long after.
+    lock_wait := set_config('lock_timeout', lock_wait, true) || set_config('enable_seqscan', 'off', true);
     IF repeatables IS NOT NULL THEN
         replays := array_fill(false, ARRAY[cardinality(keys)]);
         FOR "position", user_id, applied, balance, amount, hold_amount, expires_at, payees, reference, refusal IN
