@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from atomic_balance.postgres.accounts import Accounts, Hold
-from atomic_balance.postgres.failures import UnreachableError
 
 _HOLDS_PER_READ = 1_000
 
@@ -24,22 +23,20 @@ class HoldReader:
     what was read of it stays true; whether it has been settled is for the settlement's key to decide.
     """
 
-    def __init__(self, accounts: Accounts, deadline_seconds: float) -> None:
+    def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
-        self._deadline_seconds = deadline_seconds
         self._asked: list[_Asked] = []
         self._wake = asyncio.Event()
 
     async def read(self, user_id: int, hold_id: str) -> Hold | None:
-        """A hold as it is now; None if none was placed, or it was refused. Raises UnreachableError, by the deadline."""
+        """A hold as it is now; None if none was placed, or it was refused. Raises UnreachableError.
+
+        It does not wait for longer than two statements may take: the one that is under way, and its own.
+        """
         future: asyncio.Future[Hold | None] = asyncio.get_running_loop().create_future()
         self._asked.append(_Asked(user_id, hold_id, future))
         self._wake.set()
-        try:
-            async with asyncio.timeout(self._deadline_seconds):
-                return await future
-        except TimeoutError as error:
-            raise UnreachableError from error
+        return await future
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["HoldReader"]:
@@ -59,9 +56,10 @@ class HoldReader:
                 try:
                     holds = await self._accounts.holds([(one.user_id, one.hold_id) for one in batch])
                 except Exception as error:  # noqa: BLE001 - it belongs to those who asked, who tell faults apart
-                    for asked in batch:
+                    for asked in (*batch, *self._asked):  # who has come meanwhile would wait for the same again
                         if not asked.future.done():
                             asked.future.set_exception(error)
+                    self._asked.clear()
                 else:
                     for asked, hold in zip(batch, holds, strict=True):
                         if not asked.future.done():

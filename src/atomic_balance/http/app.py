@@ -95,7 +95,7 @@ def make_app(
     async def holds(app: web.Application) -> AsyncIterator[None]:
         accounts, committer = app[ACCOUNTS], app[GROUP_COMMIT]
         async with (
-            HoldReader(accounts, settings.deadline_seconds).running() as reader,
+            HoldReader(accounts).running() as reader,
             Expiry(accounts, committer, settings.waiting_changes_max // 4 or 1).running() as expiry,
         ):
             app[HOLDS] = reader

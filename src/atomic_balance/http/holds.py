@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from atomic_balance.changes import Applied, Undecided, capture, hold, release
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, HOLDS
@@ -134,9 +135,14 @@ async def _found(request: web.Request, path: HoldPath) -> StoredHold:
 
 
 def _answer(stored: StoredHold) -> Hold:
-    answer = Hold(
-        stored.user_id, stored.hold_id, stored.amount, stored.reference, stored.status.value, stored.expires_at
+    is_captured = stored.status is HoldStatus.CAPTURED
+    return Hold(
+        stored.user_id,
+        stored.hold_id,
+        stored.amount,
+        stored.reference,
+        stored.status.value,
+        stored.expires_at,
+        stored.captured if is_captured and stored.captured is not None else UNSET,
+        stored.balance if is_captured and stored.balance is not None else UNSET,
     )
-    if stored.status is HoldStatus.CAPTURED:
-        answer = msgspec.structs.replace(answer, captured=stored.captured, new_balance=stored.balance)
-    return answer
