@@ -169,6 +169,14 @@ async def a_journal(client: Client) -> None:
         ),
         ("DELETE FROM open_holds", "user 3: the journal has 1 open holds, the list of them 0, and they differ"),
         (
+            "UPDATE open_holds SET expires_at = 'infinity'",
+            "user 3: the journal has 1 open holds, the list of them 1, and they differ",
+        ),
+        (
+            "UPDATE balance_changes SET expires_at = NULL WHERE user_id = 3 AND version = 6",
+            "user 3: version 6: a hold has no end",
+        ),
+        (
             "INSERT INTO open_holds (user_id, hold_id, amount, expires_at) VALUES (3, 'a', 10, now())",
             "user 3: the journal has 1 open holds, the list of them 2, and they differ",
         ),
@@ -249,8 +257,9 @@ async def test_a_difference_ends_the_command_with_1(client: Client, database_url
         "UPDATE balance_changes SET idempotency_key = 'other' || amount WHERE user_id = 2",
         "UPDATE balance_changes SET reference = 'other', created_at = '2020-01-01' WHERE user_id = 2",
         "UPDATE users SET minimum_balance = -7, opening_minimum_balance = -7 WHERE id = 2",
+        # a hold's end, wherever it stands
+        "UPDATE balance_changes SET expires_at = '2020-01-01' WHERE user_id = 3 AND version = 6;"
         "UPDATE open_holds SET expires_at = '2020-01-01'",
-        "UPDATE balance_changes SET expires_at = '2020-01-01' WHERE user_id = 3 AND hold_amount IS NOT NULL",
         # an open hold, wherever it stands, set to another amount
         "UPDATE balance_changes SET hold_amount = 29 WHERE user_id = 3 AND version = 6;"
         "UPDATE open_holds SET amount = 29; UPDATE users SET held = 29 WHERE id = 3",

@@ -38,6 +38,7 @@ class ChangeRow(NamedTuple):
     refusal: str | None
     hold_amount: int | None
     key: str
+    expires_at: float | None
 
 
 class OpenHoldRow(NamedTuple):
@@ -46,6 +47,12 @@ class OpenHoldRow(NamedTuple):
     user_id: int
     hold_id: str
     amount: int
+    expires_at: float
+
+
+class _Hold(NamedTuple):
+    amount: int
+    expires_at: float
 
 
 class Summary(NamedTuple):
@@ -142,13 +149,13 @@ class _Audit:
         self._account = account
         self._balance = account.opening_balance
         self._held = 0
-        self._open: dict[str, int] = {}  # by the key that would settle it: its amount
-        self._listed: dict[str, int] = {}
+        self._open: dict[str, _Hold] = {}  # by the key that would settle it
+        self._listed: dict[str, _Hold] = {}
 
     def read(self, row: ChangeRow | OpenHoldRow) -> str | None:
         """Go on with the next row; gives what is wrong with it."""
         if isinstance(row, OpenHoldRow):
-            self._listed[settlement_key(row.hold_id)] = row.amount
+            self._listed[settlement_key(row.hold_id)] = _Hold(row.amount, row.expires_at)
             return None
         if row.version is None:
             if _can_be(row.refusal, row.amount - (row.hold_amount or 0), row.amount, row.balance):
@@ -163,12 +170,24 @@ class _Audit:
             return f"version {row.version}: the balance after it is {self._balance}, the journal says {row.balance}"
         if row.hold_amount is None:
             return None
-        if row.hold_amount > 0:
-            self._open[settlement_key(row.key)] = row.hold_amount
-            return None if row.amount == 0 else f"version {row.version}: a hold moves the balance by {row.amount}"
-        if self._open.pop(row.key, None) != -row.hold_amount:
-            return f"version {row.version}: it settles {-row.hold_amount}, and there is no such open hold"
-        return None if row.hold_amount <= row.amount <= 0 else f"version {row.version}: it captures more than was held"
+        wrong = self._place(row) if row.hold_amount > 0 else self._settle(row)
+        return f"version {row.version}: {wrong}" if wrong else None
+
+    def _place(self, row: ChangeRow) -> str | None:
+        if row.expires_at is None:
+            return "a hold has no end"
+        self._open[settlement_key(row.key)] = _Hold(row.hold_amount or 0, row.expires_at)
+        return f"a hold moves the balance by {row.amount}" if row.amount else None
+
+    def _settle(self, row: ChangeRow) -> str | None:
+        hold = self._open.pop(row.key, None)
+        if hold is None or hold.amount != -(row.hold_amount or 0):
+            return f"it settles {-(row.hold_amount or 0)}, and there is no such open hold"
+        if not -hold.amount <= row.amount <= 0:
+            return "it captures more than was held"
+        if row.expires_at is not None and (row.amount or row.expires_at < hold.expires_at):
+            return "a hold expires before its end, or its expiry moves the balance"
+        return None
 
     def end(self) -> str | None:
         """What is wrong with the account after its last row."""
