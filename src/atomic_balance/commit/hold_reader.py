@@ -20,7 +20,7 @@ class HoldReader:
     """Reads holds; to be entered as `async with HoldReader(...).running()`.
 
     While a statement is on its way the next holds gather, as changes do. A hold never changes after it was placed, so
-    what was read of it stays true; whether it has been settled is for the settlement's key to decide.
+    what was read of it stays true; whether it has been settled is not read, but left to the settlement's key.
     """
 
     def __init__(self, accounts: Accounts) -> None:
@@ -29,7 +29,7 @@ class HoldReader:
         self._wake = asyncio.Event()
 
     async def read(self, user_id: int, hold_id: str) -> Hold | None:
-        """A hold as it is now; None if none was placed, or it was refused. Raises UnreachableError.
+        """A hold as it was placed; None if none was, or it was refused. Raises UnreachableError.
 
         It does not wait for longer than two statements may take: the one that is under way, and its own.
         """
@@ -54,7 +54,7 @@ class HoldReader:
                 waiting = [asked for asked in self._asked if not asked.future.done()]
                 batch, self._asked = waiting[:_HOLDS_PER_READ], waiting[_HOLDS_PER_READ:]
                 try:
-                    holds = await self._accounts.holds([(one.user_id, one.hold_id) for one in batch])
+                    holds = await self._accounts.placed_holds([(one.user_id, one.hold_id) for one in batch])
                 except Exception as error:  # noqa: BLE001 - it belongs to those who asked, who tell faults apart
                     for asked in (*batch, *self._asked):  # who has come meanwhile would wait for the same again
                         if not asked.future.done():

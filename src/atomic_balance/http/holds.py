@@ -59,22 +59,21 @@ async def capture_hold(request: web.Request) -> web.Response:
     """POST /api/users/{userId}/holds/{holdId}/capture: withdraw what is held, or a part; the rest is released."""
     path = parse_path(HoldPath, request)
     asked = await parse_body(request, _decode_capture, HoldCapture())
-    found = await _found(request, path)
-    amount = asked.amount or found.amount
-    if amount > found.amount:
-        raise ApiError("invalid_request", f"amount: expected no more than is held, {found.amount}")
-    if found.status is HoldStatus.HELD:
-        if found.overdue:  # it ends as expired, unless a capture that came in time is still under way
-            change = release(path.user_id, path.hold_id, found.amount, expired=True)
-        else:
-            change = capture(path.user_id, path.hold_id, found.amount, amount)
-        outcome = await request.app[GROUP_COMMIT].submit(change)
-        if isinstance(outcome, Applied) and not found.overdue:
-            captured = found._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
-            return marked(answer_with(_answer(captured)), outcome.replayed)
-        if not isinstance(outcome, Applied) and outcome is not Undecided.KEY_REUSED:
-            return answer_without(request, change, outcome)
-        found = await _settled(request, path)
+    placed = await _placed(request, path)
+    amount = asked.amount or placed.amount
+    if amount > placed.amount:
+        raise ApiError("invalid_request", f"amount: expected no more than is held, {placed.amount}")
+    if placed.overdue:  # it ends as expired, unless a capture that came in time is still under way
+        change = release(path.user_id, path.hold_id, placed.amount, expired=True)
+    else:
+        change = capture(path.user_id, path.hold_id, placed.amount, amount)
+    outcome = await request.app[GROUP_COMMIT].submit(change)
+    if isinstance(outcome, Applied) and not placed.overdue:
+        captured = placed._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
+        return marked(answer_with(_answer(captured)), outcome.replayed)
+    if not isinstance(outcome, Applied) and outcome is not Undecided.KEY_REUSED:
+        return answer_without(request, change, outcome)
+    found = await _settled(request, path)
     if found.status is HoldStatus.CAPTURED and found.captured == amount:
         return marked(answer_with(_answer(found)), replayed=True)
     raise ApiError(_ENDED[found.status])
@@ -84,16 +83,15 @@ async def release_hold(request: web.Request) -> web.Response:
     """POST /api/users/{userId}/holds/{holdId}/release: let go of what is held."""
     path = parse_path(HoldPath, request)
     await parse_body(request, _decode_release, HoldRelease())
-    found = await _found(request, path)
-    if found.status is HoldStatus.HELD:
-        change = release(path.user_id, path.hold_id, found.amount, expired=found.overdue)
-        outcome = await request.app[GROUP_COMMIT].submit(change)
-        if isinstance(outcome, Applied):
-            status = HoldStatus.EXPIRED if found.overdue else HoldStatus.RELEASED
-            return marked(answer_with(_answer(found._replace(status=status))), outcome.replayed)
-        if outcome is not Undecided.KEY_REUSED:
-            return answer_without(request, change, outcome)
-        found = await _settled(request, path)
+    placed = await _placed(request, path)
+    change = release(path.user_id, path.hold_id, placed.amount, expired=placed.overdue)
+    outcome = await request.app[GROUP_COMMIT].submit(change)
+    if isinstance(outcome, Applied):
+        status = HoldStatus.EXPIRED if placed.overdue else HoldStatus.RELEASED
+        return marked(answer_with(_answer(placed._replace(status=status))), outcome.replayed)
+    if outcome is not Undecided.KEY_REUSED:
+        return answer_without(request, change, outcome)
+    found = await _settled(request, path)
     if found.status is HoldStatus.CAPTURED:
         raise ApiError(_ENDED[found.status])
     return marked(answer_with(_answer(found)), replayed=True)
@@ -127,8 +125,15 @@ async def _settled(request: web.Request, path: HoldPath) -> StoredHold:
     return found
 
 
+async def _placed(request: web.Request, path: HoldPath) -> StoredHold:
+    placed = await request.app[HOLDS].read(path.user_id, path.hold_id)
+    if placed is None:
+        raise ApiError("hold_not_found")
+    return placed
+
+
 async def _found(request: web.Request, path: HoldPath) -> StoredHold:
-    found = await request.app[HOLDS].read(path.user_id, path.hold_id)
+    found = await request.app[ACCOUNTS].hold(path.user_id, path.hold_id)
     if found is None:
         raise ApiError("hold_not_found")
     return found

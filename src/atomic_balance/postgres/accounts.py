@@ -127,27 +127,31 @@ class Accounts:
         rows = await self._fetch(READ_CHANGE, user_id, idempotency_key)
         return _journal_row(rows[0]) if rows else None
 
-    async def holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
-        """The holds with these (user id, hold id); None where none was placed, or it was refused."""
-        user_ids = [user_id for user_id, _ in asked]
-        keys = [hold_id for _, hold_id in asked] + [settlement_key(hold_id) for _, hold_id in asked]
-        rows = {position - 1: row for position, *row in await self._fetch(READ_HOLDS, 2 * user_ids, keys)}
-        holds: list[Hold | None] = []
-        for index, (user_id, hold_id) in enumerate(asked):
-            _, amount, reference, _, expires_at, overdue = rows.get(index, (None,) * 6)
-            if not amount or amount < 0:
-                holds.append(None)
-                continue
-            settlement = rows.get(len(asked) + index)
-            captured = balance = None
-            if settlement is None:
-                status = HoldStatus.HELD
-            else:
-                moved, _, _, balance, expiry, _ = settlement
-                captured = -moved
-                status = HoldStatus.CAPTURED if captured else HoldStatus.EXPIRED if expiry else HoldStatus.RELEASED
-            holds.append(Hold(user_id, hold_id, amount, reference, expires_at, status, overdue, captured, balance))
+    async def placed_holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
+        """The holds with these (user id, hold id), as they were placed: their settlements are not looked for.
+
+        None where none was placed, or it was refused.
+        """
+        rows = await self._fetch(READ_HOLDS, [user_id for user_id, _ in asked], [hold_id for _, hold_id in asked])
+        holds: list[Hold | None] = [None] * len(asked)
+        for position, _, amount, reference, _, expires_at, overdue in rows:
+            if amount and amount > 0:
+                user_id, hold_id = asked[position - 1]
+                holds[position - 1] = Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
         return holds
+
+    async def hold(self, user_id: int, hold_id: str) -> Hold | None:
+        """A hold as it is now; None if none was placed, or it was refused."""
+        rows = await self._fetch(READ_HOLDS, [user_id, user_id], [hold_id, settlement_key(hold_id)])
+        placed, settled = ([row for row in rows if row["position"] == position] for position in (1, 2))
+        if not placed or (placed[0]["hold_amount"] or 0) <= 0:
+            return None
+        _, _, amount, reference, _, expires_at, overdue = placed[0]
+        if not settled:
+            return Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
+        _, moved, _, _, balance, expiry, _ = settled[0]
+        status = HoldStatus.CAPTURED if moved else HoldStatus.EXPIRED if expiry else HoldStatus.RELEASED
+        return Hold(user_id, hold_id, amount, reference, expires_at, status, overdue, -moved, balance)
 
     async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
         """The first `count_max` open holds of an account with an id above `after`, by id."""

@@ -185,8 +185,8 @@ class _Audit:
             return f"it settles {-(row.hold_amount or 0)}, and there is no such open hold"
         if not -hold.amount <= row.amount <= 0:
             return "it captures more than was held"
-        if row.expires_at is not None and (row.amount or row.expires_at < hold.expires_at):
-            return "a hold expires before its end, or its expiry moves the balance"
+        if row.expires_at is not None and row.amount:
+            return "the expiry of a hold moves the balance"
         return None
 
     def end(self) -> str | None:
