@@ -277,16 +277,29 @@ async def test_many_blocked_rows_hold_up_nobody_else(database: Database, debug_l
 
 
 async def test_a_row_that_several_transactions_hold_is_found_by_halves(database: Database) -> None:
-    """Its header names no transaction, so it can't be asked for: fewer and fewer accounts travel with it."""
-    database.open(dict.fromkeys(range(1, 41), 10))
+    """Its header names no transaction, so it can't be asked for: fewer and fewer accounts travel with it.
+
+    However many others are applied meanwhile, which says nothing of those.
+    """
+    others = range(101, 141)
+    database.open(dict.fromkeys((*range(1, 41), *others), 1_000_000))
     share = "SELECT FROM users WHERE id = 7 FOR SHARE"
     async with committing(Settings(database_url=database.url, deadline_seconds=60)) as committer:
+        found = asyncio.Event()
+
+        async def press() -> None:
+            while not found.is_set():
+                await all_of(*(committer.submit(Change(user_id, 1)) for user_id in others))
+
         with database.session(share), database.session(share):
             waiting = [committer.submit(Change(user_id, -1)) for user_id in range(1, 41)]
+            pressing = asyncio.create_task(press())
             blocked = waiting.pop(6)
-            assert await all_of(*waiting) == [Applied(9)] * 39
+            assert await all_of(*waiting) == [Applied(999_999)] * 39
+            found.set()
             assert not blocked.done()
-        assert await all_of(blocked) == [Applied(9)]
+        await pressing
+        assert await all_of(blocked) == [Applied(999_999)]
 
 
 async def test_a_row_that_was_held_once_is_not_taken_for_held(database: Database) -> None:

@@ -252,7 +252,7 @@ class GroupCommit:
             lock_seconds = self._limits.lock_seconds * _BRIEF_SHARE
         sent = {account.user_id for account in batch.accounts()}
         self._backlog.put_back(account for account in suspects if account.user_id not in sent)
-        return await self._send(session, batch, lock_seconds) if sent else _Turn.DONE
+        return await self._send(session, batch, lock_seconds, suspects=True) if sent else _Turn.DONE
 
     async def _blocked(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
         """The user ids of those whose rows another transaction has locked; None: the session is lost."""
@@ -262,11 +262,12 @@ class GroupCommit:
             self._report(error, "asking which rows are locked")
             return None if error.failure in _NEEDS_NEW_SESSION else frozenset()
 
-    async def _send(self, session: Session, batch: Batch, lock_seconds: float) -> _Turn:
+    async def _send(self, session: Session, batch: Batch, lock_seconds: float, suspects: bool = False) -> _Turn:
         """Send a batch, settle it, and put its accounts where they belong then.
 
         If a row could not be had in time, the accounts whose rows are locked become suspect. Where no row says that it
         is locked all of them do, and fewer suspects travel together until those in the way are by themselves.
+        `suspects`: the batch is one of suspects.
         """
         failure = await self._apply(session, batch, lock_seconds)
         lost = failure in _NEEDS_NEW_SESSION
@@ -281,7 +282,7 @@ class GroupCommit:
             contended = blocked or everyone
             if not blocked:
                 self._suspects_together = max(1, len(everyone) // 2)
-        elif failure is None:
+        elif failure is None and suspects:
             self._suspects_together = min(2 * self._suspects_together, self._limits.accounts_per_statement)
         self._release(batch, contended)
         return _Turn.LOST if lost else _Turn.DONE
