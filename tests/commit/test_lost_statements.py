@@ -316,10 +316,10 @@ async def test_in_flight_at_the_deadline_is_504_and_settled_by_asking_again(
 
         async def ask() -> tuple[int, str, str | None]:
             body = {"userId": 1, "amount": -1}
-            async with client.post(UPDATE, json=body, headers={"Idempotency-Key": "key"}) as answer:
+            async with client.post(UPDATE, json=body, headers={"Idempotency-Key": "in-flight"}) as answer:
                 return answer.status, await answer.text(), answer.headers.get("Idempotent-Replayed")
 
-        struck = proxy.strike(b"key", Link.hold)
+        struck = proxy.strike(b"in-flight", Link.hold)
         text = (
             '{"error":"Outcome unknown: ask again with the same Idempotency-Key,'
             " or, if you sent none, look at the account's changes\"}"

@@ -48,7 +48,7 @@ async def test_a_page_whose_name_leads_here_changes_nothing_and_learns_nothing(c
 
 async def test_health_alone_is_answered_under_any_name(client: Client) -> None:
     for endpoint in ENDPOINTS:
-        path = endpoint.path.format(userId=1, key="k")
+        path = endpoint.path.format(userId=1, key="k", holdId="h")
         async with client.request(endpoint.method, path, json={}, headers={"Host": "evil.example"}) as answer:
             assert answer.status == (200 if path in ("/healthz", "/readyz") else 421)
 

@@ -1,5 +1,6 @@
 """Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
+import contextlib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -199,7 +200,10 @@ class Accounts:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
                 except Exception as error:
                     if failure_of(error, self._settings.citus) in (Failure.UNKNOWN, Failure.CANNOT_WRITE):
-                        connection.terminate()
+                        with contextlib.suppress(
+                            asyncpg.InterfaceError
+                        ):  # the pool has seen it close, and let go of it
+                            connection.terminate()
                     raise
                 return rows
         except UnreachableError:
