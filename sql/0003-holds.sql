@@ -48,7 +48,7 @@ INSERT INTO expiry_turn (holder, until) VALUES ('', '-infinity');
 -- hold_amounts: positive holds under the change's key; negative settles the hold that hold_ids names, at most once in a batch.
 -- lasting: for how many seconds a hold lasts; for a settlement, not null if it is the expiry. repeatables: the journal may hold the key.
 -- Gives a row for each change that the journal holds ("position" set), and one for each account with any other change: applied at
--- decided_at, with the balance and what was held before them; or not, as they are now. No row: no such user.
+-- decided_at (told where the batch has to do with holds), with the balance and what was held before them; or not, as they are now. No row: no such user.
 CREATE FUNCTION apply_changes(
     account bigint, user_ids bigint[], keys text[], amounts bigint[], hold_amounts bigint[], hold_ids text[], lasting integer[],
     texts text[], repeatables boolean[], lock_wait text,
@@ -167,7 +167,7 @@ BEGIN
       INTO accounts, done, balances, helds, minimums
       FROM applied;
     RETURN QUERY
-    SELECT NULL::bigint, line.*, now, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
+    SELECT NULL::bigint, line.*, CASE WHEN hold_amounts IS NOT NULL THEN now END, NULL::bigint, NULL::bigint, NULL::timestamptz, NULL::bigint[], NULL::text, NULL::text
       FROM unnest(done, array_fill(true, ARRAY[cardinality(done)]), balances, helds, minimums) AS line;
     IF cardinality(done) < accounts THEN
         rest := ARRAY(

@@ -29,7 +29,7 @@ class AccountResult(NamedTuple):
     """What became of an account's changes that were not recorded yet: all of them applied, or none.
 
     `balance` and `held` are those before them, or as they are now. `decided_at`: when they were applied, by the
-    database's clock; None if they were not.
+    database's clock; None if they were not, or if the batch had no hold.
     """
 
     applied: bool
@@ -98,11 +98,12 @@ class Session:
             rows = await self._fetch(APPLY_CHANGES, user_ids[0], user_ids, *of_each, _milliseconds(lock_seconds))
         recorded = {}
         accounts = {}
-        for position, user_id, applied, balance, held, minimum, decided_at, *journal in rows:
+        for row in rows:
+            position, user_id = row[0], row[1]
             if position is None:
-                accounts[user_id] = AccountResult(applied, balance, held, minimum, decided_at)
+                accounts[user_id] = AccountResult(row[2], row[3], row[4], row[5], row[6])
             else:
-                recorded[position - 1] = _recorded(user_id, balance, *journal)
+                recorded[position - 1] = _recorded(user_id, row[3], *row[7:])
         return Answers(recorded, accounts)
 
     async def record_refusals(self, refusals: Sequence[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
