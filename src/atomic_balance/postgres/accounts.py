@@ -157,10 +157,8 @@ class Accounts:
     async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
         """The first `count_max` open holds of an account with an id above `after`, by id."""
         return [
-            Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
-            for hold_id, amount, reference, expires_at, overdue in await self._fetch(
-                READ_OPEN_HOLDS, user_id, after, count_max
-            )
+            Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD)
+            for hold_id, amount, reference, expires_at in await self._fetch(READ_OPEN_HOLDS, user_id, after, count_max)
         ]
 
     async def take_expiry_turn(self, holder: str) -> bool:

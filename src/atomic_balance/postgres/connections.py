@@ -10,8 +10,7 @@ from atomic_balance.postgres.failures import EncodingError, UnreachableError
 from atomic_balance.settings import Settings
 
 FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""Everything that asyncpg raises."""
-
+"""What asyncpg raises when a connection or a statement fails; a wrong server can make it raise anything."""
 
 ENCODING = "UTF8"
 """The encoding that a database must have: no other can hold every text that a caller may send."""
