@@ -7,13 +7,15 @@ from collections import Counter
 
 import pytest
 
-from atomic_balance.postgres.connections import open_connection
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.connections import connection_pool, open_connection
 from atomic_balance.postgres.failures import UnreachableError
 from atomic_balance.settings import Settings
 from tests.database import Database
 
 GREETINGS = 160
 AT_ONCE = 10
+PATIENCE_SECONDS = 20
 
 
 async def test_a_server_that_greets_with_nonsense_cannot_be_reached(database_url: str) -> None:
@@ -50,3 +52,21 @@ async def test_what_is_no_postgresql_cannot_be_reached(words: bytes) -> None:
         settings = Settings(database_url=f"postgresql://user@127.0.0.1:{port}/none", connect_seconds=0.5)
         with pytest.raises(UnreachableError):
             await open_connection(settings)
+
+
+async def test_a_question_that_is_cancelled_ends_though_its_server_never_answers(database_url: str) -> None:
+    """A task that stops while it asks stops, or the service that waits for it would never end."""
+    with Database(database_url) as database:
+        async with database.proxied() as (proxy, url):
+            settings = Settings(database_url=url, statement_seconds=PATIENCE_SECONDS)
+            async with connection_pool(settings) as pool:
+                accounts = Accounts(pool, settings)
+                assert await accounts.account(1) is None
+                for link in proxy.links:
+                    link.swallow()
+                asking = asyncio.create_task(accounts.account(1))
+                await asyncio.sleep(0.1)
+                asking.cancel()
+                async with asyncio.timeout(PATIENCE_SECONDS / 2):
+                    await asyncio.wait({asking})
+                assert asking.cancelled()

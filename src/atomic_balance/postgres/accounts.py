@@ -1,5 +1,6 @@
 """Opens and reads accounts, sets their minimum balance, and reads the journal."""
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -196,6 +197,10 @@ class Accounts:
             async with self._pool.acquire(timeout=self._settings.connect_seconds + seconds) as connection:
                 try:
                     rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments, timeout=seconds)
+                except asyncio.CancelledError:
+                    # Or the pool would wait for a server that may never answer, and fail with that instead.
+                    connection.terminate()
+                    raise
                 except Exception as error:
                     if failure_of(error, self._settings.citus) in (Failure.UNKNOWN, Failure.CANNOT_WRITE):
                         with contextlib.suppress(
