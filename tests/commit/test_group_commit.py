@@ -820,6 +820,6 @@ async def test_what_was_committed_is_not_said_to_have_changed_nothing_when_the_s
         def fail(*_: object) -> None:
             raise RuntimeError("unforeseen")
 
-        monkeypatch.setattr(committer, "_settle_account", fail)
+        monkeypatch.setattr(committer._answering, "_settle_applied", fail)
         assert await all_of(committer.submit(Change(1, -1))) == [Undecided.UNKNOWN]
     assert database.balance(1) == 9

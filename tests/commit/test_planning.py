@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal, capture, hold, release
-from atomic_balance.commit.planning import covered_prefix, refusal
-from atomic_balance.commit.waiting import Backlog, WaitingAccount, WaitingChange
+from atomic_balance.commit.backlog import Backlog
+from atomic_balance.commit.planning import Load, covered_prefix, refusal
+from atomic_balance.commit.waiting import WaitingAccount, WaitingChange
 
 amounts = st.one_of(st.integers(-20, 20), st.sampled_from([-BALANCE_LIMIT, BALANCE_LIMIT])).filter(bool)
 kept = st.integers(1, 20)
@@ -129,8 +130,10 @@ def test_an_account_keeps_its_turn_when_changes_of_it_expire() -> None:
     for waiting in changes:
         backlog.add(waiting)
     backlog.answer(changes[0])
-    backlog.tidy(1)
-    batch = backlog.take_ready(1, 1, 3)
+    line = backlog.account(1)
+    assert line is not None
+    backlog.tidy(line)
+    batch = backlog.take_ready(Load(1, 1), 3)
     assert batch is not None
     assert batch.changes() == [changes[1]]
 

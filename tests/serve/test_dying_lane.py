@@ -11,17 +11,17 @@ from tests.processes import running_service
 
 # Read by Python before the service starts: to carry a change of user 666 raises something unforeseen.
 SABOTAGE = """
-from atomic_balance.commit import waiting
+from atomic_balance.commit import backlog
 
-take_ready = waiting.Backlog.take_ready
+take_ready = backlog.Backlog.take_ready
 
 def sabotaged(room, *arguments):
     batch = take_ready(room, *arguments)
-    if batch and any(account.user_id == 666 for account in batch.accounts()):
+    if batch and any(line.user_id == 666 for line in batch.lines()):
         raise RuntimeError("unforeseen")
     return batch
 
-waiting.Backlog.take_ready = sabotaged
+backlog.Backlog.take_ready = sabotaged
 """
 
 

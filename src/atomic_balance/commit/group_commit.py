@@ -13,15 +13,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from atomic_balance.changes import BALANCE_LIMIT, Applied, Change, Outcome, Refusal, Refused, Undecided, is_same
-from atomic_balance.commit.planning import refusal
-from atomic_balance.commit.waiting import Backlog, Batch, WaitingAccount, WaitingChange
+from atomic_balance.changes import Change, Outcome, Refused, Undecided, is_same
+from atomic_balance.commit.answering import Answering, ToRecord
+from atomic_balance.commit.backlog import Backlog, Batch
+from atomic_balance.commit.planning import Load
+from atomic_balance.commit.waiting import WaitingChange
 from atomic_balance.observe.counting import Numbers
 from atomic_balance.observe.logs import REQUEST_ID
 from atomic_balance.postgres.failures import Failure, StatementError, UnreachableError
-from atomic_balance.postgres.session import AccountResult, Answers, Recorded, RefusalRecord, Session
+from atomic_balance.postgres.session import Session
 
 log = logging.getLogger("atomic_balance")
 
@@ -29,7 +31,6 @@ _EXPIRE_SECONDS = 0.05  # how much later than its deadline a change may be answe
 _RECONNECT_SECONDS = 0.05  # a server that restarts is back within a tenth of a second or so
 _RECONNECT_SECONDS_MAX = 0.5  # one that stays away is not pressed, and found within half a second
 _CONTENTION_SECONDS = 1.0  # a transaction that was met may hold other rows too; most have ended after a second
-_FUTILE_MAX = 3  # another process settles a hold once, so its settlement is found at the second try
 _BRIEF_SHARE = 0.1  # of LOCK_SECONDS, for which a row is waited for while others are locked too
 
 
@@ -83,6 +84,7 @@ class GroupCommit:
         self._numbers = numbers
         self._on_failure = on_failure
         self._backlog = Backlog()
+        self._answering = Answering(self._backlog, numbers, limits.deadline_seconds, self._accept)
         self._next_number = 0
         self._key_prefix = f" {secrets.token_hex(16)}-"  # a space first: no caller's key can hold one
         self._contended_at = float("-inf")
@@ -110,21 +112,17 @@ class GroupCommit:
         if first is not None:
             same = is_same(first.change, change)
             if not same and change.hold_id is None:
-                self._resolve(future, Undecided.KEY_REUSED)
+                self._answering.resolve(future, Undecided.KEY_REUSED)
             elif len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
-                self._resolve(future, Undecided.TURNED_AWAY)
+                self._answering.resolve(future, Undecided.TURNED_AWAY)
             elif same:
                 first.duplicates.append(future)
             else:
                 first.followers.append((change, future, request_id))
             return
-        account = self._backlog.account(change.user_id)
-        if (
-            self.full
-            or (account is not None and len(account.changes) >= self._limits.waiting_changes_per_account)
-            or self.failure is not None
-        ):
-            self._resolve(future, Undecided.TURNED_AWAY)
+        of_account = self._backlog.waiting_of(change)
+        if self.full or of_account >= self._limits.waiting_changes_per_account or self.failure is not None:
+            self._answering.resolve(future, Undecided.TURNED_AWAY)
             return
         number = self._next_number
         self._next_number += 1
@@ -187,7 +185,7 @@ class GroupCommit:
         self.failure = fault
         for waiting in self._backlog.unanswered():
             undecided = waiting.unknown or waiting.in_flight
-            self._answer(waiting, Undecided.UNKNOWN if undecided else Undecided.TURNED_AWAY)
+            self._answering.answer(waiting, Undecided.UNKNOWN if undecided else Undecided.TURNED_AWAY)
         self._on_failure()
 
     async def _lane(self, send: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
@@ -221,53 +219,66 @@ class GroupCommit:
             pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
 
     async def _send_ready(self, session: Session) -> _Turn:
-        limits = self._limits
-        batch = self._backlog.take_ready(limits.changes_per_statement, limits.accounts_per_statement, self._next_number)
+        batch = self._backlog.take_ready(self._load(), self._next_number)
         if batch is None:
             return _Turn.IDLE
         # While rows are locked, whoever meets one must not keep the others for long.
         lately_contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
-        return await self._send(session, batch, limits.lock_seconds * (_BRIEF_SHARE if lately_contended else 1))
+        lost, _ = await self._send(
+            session, batch, self._limits.lock_seconds * (_BRIEF_SHARE if lately_contended else 1)
+        )
+        return _Turn.LOST if lost else _Turn.DONE
 
     async def _send_suspects(self, session: Session) -> _Turn:
         """Send those suspects together whose rows are free; if none is, the first by itself, waiting for its row.
 
-        That one sends a single change: a statement that may wait in vain is to be a small one.
+        That one sends a single change: a statement that may wait in vain is to be a small one. If it is a transfer it
+        would hold the rows that it has while it waits, so it waits only briefly, and then for a while without them.
         """
         suspects = self._backlog.take_suspects(self._suspects_together)
         if not suspects:
             return _Turn.IDLE
-        free = suspects
+        batch = Batch.of(suspects, self._load(), self._next_number)
         if len(suspects) > 1:
-            blocked = await self._blocked(session, suspects)
+            blocked = await self._blocked(session, batch.touches())
             if blocked is None:
                 self._backlog.put_back(suspects)
                 return _Turn.LOST
-            free = [account for account in suspects if account.user_id not in blocked]
-        if len(suspects) == 1 or not free:
-            batch = Batch.of(suspects[:1], 1, self._next_number)
-            lock_seconds = self._limits.lock_seconds
-        else:
-            batch = Batch.of(free, self._limits.changes_per_statement, self._next_number)
-            lock_seconds = self._limits.lock_seconds * _BRIEF_SHARE
-        sent = {account.user_id for account in batch.accounts()}
-        self._backlog.put_back(account for account in suspects if account.user_id not in sent)
-        return await self._send(session, batch, lock_seconds, suspects=True) if sent else _Turn.DONE
+            batch = batch.without(blocked)
+        single = len(suspects) == 1 or not batch.parts
+        if single:
+            batch = Batch.of(suspects[:1], Load(1, 1), self._next_number)
+        sent = {line.user_id for line in batch.lines()}
+        self._backlog.put_back(line for line in suspects if line.user_id not in sent)
+        if not sent:
+            return _Turn.DONE
+        may_wait = single and len(batch.touches()) == 1
+        lost, failure = await self._send(session, batch, self._limits.lock_seconds * (1 if may_wait else _BRIEF_SHARE))
+        if lost:
+            return _Turn.LOST
+        if failure is None:
+            self._suspects_together = min(2 * self._suspects_together, self._limits.accounts_per_statement)
+        elif failure is Failure.CONTENDED and single and not may_wait:
+            await asyncio.sleep(self._limits.lock_seconds)
+        return _Turn.DONE
 
-    async def _blocked(self, session: Session, accounts: Iterable[WaitingAccount]) -> Set[int] | None:
-        """The user ids of those whose rows another transaction has locked; None: the session is lost."""
+    def _load(self) -> Load:
+        return Load(self._limits.changes_per_statement, self._limits.accounts_per_statement)
+
+    async def _blocked(self, session: Session, user_ids: Iterable[int]) -> Set[int] | None:
+        """Which of these accounts have their rows locked by another transaction; None: the session is lost."""
         try:
-            return await session.blocked_accounts([account.user_id for account in accounts])
+            return await session.blocked_accounts(list(user_ids))
         except StatementError as error:
             self._report(error, "asking which rows are locked")
             return None if error.failure in _NEEDS_NEW_SESSION else frozenset()
 
-    async def _send(self, session: Session, batch: Batch, lock_seconds: float, suspects: bool = False) -> _Turn:
-        """Send a batch, settle it, and put its accounts where they belong then.
+    async def _send(self, session: Session, batch: Batch, lock_seconds: float) -> tuple[bool, Failure | None]:
+        """Send a batch, settle it, and put its lines where they belong then.
 
-        If a row could not be had in time, the accounts whose rows are locked become suspect. Where no row says that it
-        is locked all of them do, and fewer suspects travel together until those in the way are by themselves.
-        `suspects`: the batch is one of suspects.
+        Gives whether the session is lost, and what a failure left behind. If a row could not be had in time, the
+        accounts whose rows are locked become suspect. Where no row says that it is locked all lines of the batch do,
+        and fewer suspects travel together until those in the way are by themselves.
         """
         failure = await self._apply(session, batch, lock_seconds)
         lost = failure in _NEEDS_NEW_SESSION
@@ -276,24 +287,38 @@ class GroupCommit:
             # A brief wait may have ended only because other services share the rows: that is no reason to go on so.
             if lock_seconds >= self._limits.lock_seconds:
                 self._contended_at = self._loop.time()
-            everyone = {account.user_id for account in batch.accounts()}
-            blocked = await self._blocked(session, batch.accounts()) if len(everyone) > 1 else everyone
+            touched = batch.touches()
+            blocked = await self._blocked(session, touched) if len(touched) > 1 else touched
             lost = blocked is None
-            contended = blocked or everyone
+            contended = blocked or self._under_suspicion(batch)
             if not blocked:
-                self._suspects_together = max(1, len(everyone) // 2)
-        elif failure is None and suspects:
-            self._suspects_together = min(2 * self._suspects_together, self._limits.accounts_per_statement)
+                self._suspects_together = max(1, len(batch.parts) // 2)
         self._release(batch, contended)
-        return _Turn.LOST if lost else _Turn.DONE
+        return lost, failure
+
+    def _under_suspicion(self, batch: Batch) -> Set[int]:
+        """The accounts of a batch that could not be had in time, where no row tells which of them are locked.
+
+        A single change has its payer's line to itself then, so that it holds up no others in a line of its payees.
+        """
+        changes = batch.changes()
+        if len(changes) > 1:
+            return {line.user_id for line in batch.lines()}
+        (waiting,) = changes
+        if not waiting.answered:
+            self._backlog.move(waiting, waiting.change.user_id)
+        return set(waiting.change.accounts)
 
     def _release(self, batch: Batch, contended: Set[int]) -> None:
-        """Let other lanes have a batch's accounts. What has no time left for another try is answered first."""
+        """Let other lanes have a batch's lines. What has no time left for another try is answered first."""
         now = self._loop.time()
-        for account in batch.accounts():
-            for waiting in account.overdue(now + self._limits.landing_seconds):
-                self._answer_overdue(waiting, now)
-            self._backlog.release(account, account.user_id in contended)
+        lines = batch.lines()
+        for line in lines:
+            for waiting in line.overdue(now + self._limits.landing_seconds):
+                self._answering.answer_overdue(waiting, now)
+        self._backlog.contend(contended - {line.user_id for line in lines})
+        for line in lines:
+            self._backlog.release(line, line.user_id in contended)
 
     async def _apply(self, session: Session, batch: Batch, lock_seconds: float) -> Failure | None:
         """Send a batch, and answer what was decided; gives what a failure left behind, None if there was none."""
@@ -312,7 +337,7 @@ class GroupCommit:
         self._failing_since = None
         self._numbers.statement_changes.observe(len(changes))
         self._numbers.statement_seconds.observe(self._loop.time() - began)
-        refused = self._settle(batch, changes, answers)
+        refused = self._answering.settle(batch, changes, answers)
         _set_in_flight(changes, False)  # not before: what has been committed must not look as if it had never been sent
         count_max = self._limits.changes_per_statement
         for start in range(0, len(refused), count_max):
@@ -321,9 +346,7 @@ class GroupCommit:
                 return failure
         return None
 
-    async def _record_refusals(
-        self, session: Session, refused: list[tuple[WaitingChange, RefusalRecord]], lock_seconds: float
-    ) -> Failure | None:
+    async def _record_refusals(self, session: Session, refused: ToRecord, lock_seconds: float) -> Failure | None:
         """Bind up to 1,000 refusals to their keys, and only then answer them; gives what a failure left behind."""
         changes = [waiting for waiting, _ in refused]
         _set_in_flight(changes, True)
@@ -334,7 +357,7 @@ class GroupCommit:
         _set_in_flight(changes, False)
         for waiting, record in refused:
             if (waiting.change.user_id, waiting.key) in bound:
-                self._answer(waiting, Refused(record.refusal))
+                self._answering.answer(waiting, Refused(record.refusal))
         return None
 
     def _settle_failure(self, changes: list[WaitingChange], error: StatementError) -> Failure:
@@ -353,7 +376,7 @@ class GroupCommit:
                     error.__cause__,
                     extra={"request_id": waiting.request_id},
                 )
-                self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
+                self._answering.fail(waiting)
             case Failure.REJECTED:
                 for waiting in changes:
                     waiting.alone = True
@@ -373,107 +396,6 @@ class GroupCommit:
             self._failing_since = self._loop.time()
         self._failed_at = self._loop.time()
 
-    def _settle(
-        self, batch: Batch, sent: list[WaitingChange], answers: Answers
-    ) -> list[tuple[WaitingChange, RefusalRecord]]:
-        """Answer what the statement decided; gives the refusals that must be recorded before they are answered."""
-        for index, recorded in answers.recorded.items():
-            self._answer(sent[index], _of_recorded(sent[index], recorded))
-        to_record: list[tuple[WaitingChange, RefusalRecord]] = []
-        first = 0
-        for account, part in batch.parts:
-            fresh = part
-            if answers.recorded:
-                fresh = [waiting for index, waiting in enumerate(part, first) if index not in answers.recorded]
-            first += len(part)
-            result = answers.accounts.get(account.user_id)
-            if result is not None:
-                to_record += self._settle_account(account, fresh, result, batch.arrived_before)
-            elif fresh:
-                for waiting in list(account.arrived_before(batch.arrived_before)):  # followers join the line meanwhile
-                    self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.NO_SUCH_USER)
-        return to_record
-
-    def _settle_account(
-        self, account: WaitingAccount, sent: list[WaitingChange], result: AccountResult, arrived_before: int
-    ) -> list[tuple[WaitingChange, RefusalRecord]]:
-        """Answer an account's changes that were applied, or that the statement's balance by itself can't cover.
-
-        What was waiting when the statement was sent is judged with what was sent, or it could wait for ever; but what
-        goes alone is judged alone too. Gives the refusals to be recorded first: of those that may be repeated.
-        """
-        balance, held = result.balance, result.held
-        if result.applied:
-            for waiting in sent:
-                change = waiting.change
-                balance += change.amount
-                if change.hold_amount:
-                    held += change.hold_amount
-                    self._numbers.count_hold(change)
-                    self._answer(waiting, Applied(balance, expires_at=result.expiry_of(change)))
-                else:
-                    self._answer(waiting, Applied(balance))
-        elif held + sum(waiting.change.hold_amount for waiting in sent) < 0:
-            self._isolate_settlements(sent)
-        account.available = available = balance - held - result.minimum_balance
-        account.room = room = BALANCE_LIMIT - balance
-        to_record: list[tuple[WaitingChange, RefusalRecord]] = []
-        goes_alone = bool(sent) and sent[0].alone
-        for waiting in (
-            [one for one in sent if not one.answered] if goes_alone else account.arrived_before(arrived_before)
-        ):
-            reason = refusal(waiting.change, available, room)
-            if reason is None:
-                continue
-            if waiting.repeatable:
-                to_record.append((waiting, RefusalRecord(waiting.change, waiting.key, balance, reason)))
-            else:
-                self._answer(waiting, Refused(reason))
-        return to_record
-
-    def _isolate_settlements(self, sent: list[WaitingChange]) -> None:
-        """Have settlements go alone that would settle more than is held.
-
-        Nearly always another process has just settled one of their holds, which is found when it is sent again. If it
-        is not, what is held and the list of open holds contradict each other, and the account must not wait for that.
-        """
-        for waiting in sent:
-            if waiting.change.hold_amount < 0 and not waiting.answered:
-                waiting.alone = True
-                waiting.futile_count += 1
-                if waiting.futile_count > _FUTILE_MAX:
-                    log.error(
-                        "user %d holds less than its open hold %r: run atomic-balance verify",
-                        waiting.change.user_id,
-                        waiting.change.hold_id,
-                        extra={"request_id": waiting.request_id},
-                    )
-                    self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.FAILED)
-
-    def _answer(self, waiting: WaitingChange, outcome: Outcome) -> None:
-        if waiting.answered:
-            return
-        self._backlog.answer(waiting)
-        self._resolve(waiting.future, outcome)
-        accepted = waiting.deadline - self._limits.deadline_seconds
-        self._numbers.change_seconds.observe(self._loop.time() - accepted)
-        if waiting.duplicates:
-            again = outcome if isinstance(outcome, Undecided) else structs.replace(outcome, replayed=True)
-            for duplicate in waiting.duplicates:
-                self._resolve(duplicate, again)
-        for change, future, request_id in waiting.followers:
-            if isinstance(outcome, Applied):
-                self._resolve(future, Undecided.KEY_REUSED)
-            elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN):
-                self._resolve(future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
-            else:
-                self._accept(change, future, request_id)
-
-    def _resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-        if not future.done():  # one whose caller was cancelled is
-            future.set_result(outcome)
-        self._numbers.count(outcome)
-
     async def _expire(self) -> None:
         """Answer what is out of time."""
         while True:
@@ -481,40 +403,11 @@ class GroupCommit:
             now = self._loop.time()
             due = self._backlog.due(now + self._limits.landing_seconds)
             for waiting in due:
-                self._answer_overdue(waiting, now)
-            for user_id in {waiting.change.user_id for waiting in due}:
-                self._backlog.tidy(user_id)
-
-    def _answer_overdue(self, waiting: WaitingChange, now: float) -> None:
-        """Give a change up, a little before its deadline if it is not in flight.
-
-        So what then is in flight can land in time, and is known to be applied or not.
-        """
-        if not waiting.in_flight:
-            self._answer(waiting, Undecided.UNKNOWN if waiting.unknown else Undecided.TURNED_AWAY)
-        elif waiting.deadline <= now:
-            self._answer(waiting, Undecided.UNKNOWN)
+                self._answering.answer_overdue(waiting, now)
+            for line in {waiting.line for waiting in due if waiting.line}:
+                self._backlog.tidy(line)
 
 
 def _set_in_flight(changes: Iterable[WaitingChange], in_flight: bool) -> None:
     for waiting in changes:
         waiting.in_flight = in_flight
-
-
-def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
-    """The outcome of a change that the journal already had when it was sent."""
-    if not is_same(recorded.change, waiting.change):
-        return Undecided.KEY_REUSED
-    replayed = not waiting.unknown
-    if recorded.refusal is None:
-        return Applied(recorded.balance, replayed, recorded.expires_at)
-    reason = _REFUSALS.get(recorded.refusal)
-    if reason is None:
-        log.error(
-            "user %d: a change was refused for %s, which is not known here", waiting.change.user_id, recorded.refusal
-        )
-        return Undecided.FAILED
-    return Refused(reason, replayed)
-
-
-_REFUSALS = {str(reason): reason for reason in Refusal}

@@ -7,7 +7,7 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from atomic_balance.changes import Account
-from atomic_balance.http import handlers, holds, live
+from atomic_balance.http import handlers, holds, live, transfers
 from atomic_balance.http.errors import PROBLEMS
 from atomic_balance.http.messages import (
     AccountOpening,
@@ -28,6 +28,10 @@ from atomic_balance.http.messages import (
     JournalPage,
     PageQuery,
     Readiness,
+    Transfer,
+    TransferredBalances,
+    TransferResults,
+    Transfers,
     UpdatedBalance,
     UpdateResults,
 )
@@ -107,6 +111,11 @@ _ENTRY = {
     "idempotencyKey": "4711-1",
     "createdAt": "2026-01-31T12:00:00.000000Z",
 }
+_TRANSFERRED = {
+    "fromUserId": 1,
+    "newBalance": 9500,
+    "to": [{"userId": 2, "newBalance": 450}, {"userId": 3, "newBalance": 50}],
+}
 _CHECKS = {"stopping": "ok", "overload": "ok", "database": "ok", "commits": "ok", "schema": "ok"}
 
 ENDPOINTS = (
@@ -146,6 +155,47 @@ ENDPOINTS = (
         examples={
             "two": {
                 "updates": [{"userId": 1, "amount": -2}, {"userId": 2, "amount": -500, "idempotencyKey": "4711-2"}],
+            }
+        },
+    ),
+    Endpoint(
+        "POST",
+        "/api/balance/transfer",
+        transfers.transfer_balance,
+        "Move money from one user to one or many, all or nothing",
+        {200: Reply(TransferredBalances, "The transfer was applied", _TRANSFERRED)},
+        errors=(*_BODY_ERRORS, *_CHANGE_ERRORS, "balance_limit_exceeded"),
+        body=Transfer,
+        examples={
+            "pay": {"fromUserId": 1, "to": [{"userId": 2, "amount": 450}]},
+            "split": {
+                "fromUserId": 1,
+                "to": [{"userId": 2, "amount": 450}, {"userId": 3, "amount": 50}],
+                "reference": "order 4711",
+            },
+        },
+        idempotent=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/balance/transfers",
+        transfers.transfer_balances,
+        "Many transfers, each on its own",
+        {
+            200: Reply(
+                TransferResults,
+                "One result per transfer, in order; each as it would have been answered alone",
+                {"results": [{"status": 200, **_TRANSFERRED}, {"status": 400, "error": "Insufficient funds"}]},
+            )
+        },
+        errors=_BODY_ERRORS,
+        body=Transfers,
+        examples={
+            "two": {
+                "transfers": [
+                    {"fromUserId": 1, "to": [{"userId": 2, "amount": 450}, {"userId": 3, "amount": 50}]},
+                    {"fromUserId": 2, "to": [{"userId": 1, "amount": 9000}], "idempotencyKey": "4711-3"},
+                ]
             }
         },
     ),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from aiohttp import web
-from msgspec import json
+from msgspec import UNSET, UnsetType, json
 
 from atomic_balance.http.messages import Error, ProblemDetails
 
@@ -70,8 +70,13 @@ def problem_type(code: str) -> str:
     return f"urn:problem-type:atomic-balance:{code.replace('_', '-')}"
 
 
-def error_response(request: web.BaseRequest, code: str, text: str | None = None) -> web.Response:
-    """The answer for the error `code` of the table: `{"error": ...}`, or problem details if `request` accepts them."""
+def error_response(
+    request: web.BaseRequest, code: str, text: str | None = None, user_id: int | UnsetType = UNSET
+) -> web.Response:
+    """The answer for the error `code` of the table: `{"error": ...}`, or problem details if `request` accepts them.
+
+    `text`: instead of the table's. `user_id`: whom it is about, where a request names several users.
+    """
     problem = PROBLEMS[code]
     headers = {"Content-Type": "application/json", "Vary": "Accept"}
     if problem.status == 401:
@@ -82,7 +87,7 @@ def error_response(request: web.BaseRequest, code: str, text: str | None = None)
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if "application/problem+json" in request.headers.get("Accept", ""):
         headers["Content-Type"] = "application/problem+json"
-        details = ProblemDetails(problem_type(code), problem.text, problem.status, text or problem.text)
+        details = ProblemDetails(problem_type(code), problem.text, problem.status, text or problem.text, user_id)
         return web.Response(status=problem.status, body=json.encode(details), headers=headers)
     body = json.encode(Error(text)) if text else _BODIES[code]
     return web.Response(status=problem.status, body=body, headers=headers)

@@ -1,12 +1,13 @@
 """From a request to its answer, one function for each endpoint: parse, submit or query, answer."""
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from atomic_balance.changes import Applied, Change, Outcome, Refused, Undecided
+from atomic_balance.changes import Applied, Change, NoSuchPayee, Outcome, Refused, Undecided
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, METRICS, OPENAPI, READINESS
 from atomic_balance.http.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.http.messages import (
@@ -54,10 +55,12 @@ async def update_balance(request: web.Request) -> web.Response:
     return marked(answer_with(UpdatedBalance(update.user_id, outcome.balance)), outcome.replayed)
 
 
-def answer_without(request: web.Request, change: Change, outcome: Refused | Undecided) -> web.Response:
+def answer_without(request: web.Request, change: Change, outcome: Refused | NoSuchPayee | Undecided) -> web.Response:
     """The answer to a change that was not applied, or of which that is not known."""
     if isinstance(outcome, Refused):
         return marked(error_response(request, outcome.reason), outcome.replayed)
+    if isinstance(outcome, NoSuchPayee):
+        return error_response(request, Undecided.NO_SUCH_USER, user_id=outcome.user_id)
     if outcome in (Undecided.FAILED, Undecided.UNKNOWN):
         log.error("a change of user %d: %s", change.user_id, outcome)
     return error_response(request, outcome, _TEXTS_FOR_HOLDS.get(outcome) if change.hold_amount else None)
@@ -73,8 +76,14 @@ def marked(response: web.Response, replayed: bool) -> web.Response:
 async def update_balances(request: web.Request) -> web.Response:
     """POST /api/balance/updates: change many balances, each on its own."""
     updates = (await parse_body(request, _decode_updates)).updates
-    submit = request.app[GROUP_COMMIT].submit
     changes = [Change(update.user_id, update.amount, update.idempotency_key, update.reference) for update in updates]
+    outcomes = await submit_all(request, "updates", changes)
+    return answer_with(UpdateResults([_result(*each) for each in zip(changes, outcomes, strict=True)]))
+
+
+async def submit_all(request: web.Request, member: str, changes: Sequence[Change]) -> list[Outcome]:
+    """What becomes of changes that were asked for together, in the array `member`; the log has a line for faults."""
+    submit = request.app[GROUP_COMMIT].submit
     futures = [submit(change) for change in changes]
     outcomes = [await future for future in futures]
     for fault in (Undecided.FAILED, Undecided.UNKNOWN):
@@ -82,9 +91,9 @@ async def update_balances(request: web.Request) -> web.Response:
             first = outcomes.index(fault)
             user_id, count = changes[first].user_id, outcomes.count(fault)
             log.error(
-                "%d of %d changes, the first updates[%d] of user %d: %s", count, len(changes), first, user_id, fault
+                "%d of %d changes, the first %s[%d] of user %d: %s", count, len(changes), member, first, user_id, fault
             )
-    return answer_with(UpdateResults([_result(*each) for each in zip(changes, outcomes, strict=True)]))
+    return outcomes
 
 
 async def open_account(request: web.Request) -> web.Response:
@@ -195,7 +204,7 @@ def _result(change: Change, outcome: Outcome) -> UpdateResult:
     if isinstance(outcome, Refused):
         problem = PROBLEMS[outcome.reason]
         return UpdateResult(problem.status, error=problem.text, replayed=outcome.replayed)
-    problem = PROBLEMS[outcome]
+    problem = PROBLEMS[Undecided.NO_SUCH_USER if isinstance(outcome, NoSuchPayee) else outcome]
     return UpdateResult(problem.status, error=problem.text)
 
 

@@ -8,6 +8,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from atomic_balance.changes import BALANCE_LIMIT
 
 UPDATES_MAX = 1_000
+PAYEES_MAX = 100
+PAYEES_IN_ALL_MAX = 1_000
 LASTING_SECONDS_MAX = 365 * 24 * 3600
 PAGE_MAX = 1_000
 
@@ -15,6 +17,8 @@ UPDATE_BYTES_MAX = 5 * 1024
 """The most bytes of an update, alone or one of many. All escaped, a reference has up to 255 characters of 12 bytes
 (\\ud83d\\ude00), a key 255 of 6 (\\u0021), names and numbers 250 bytes: 4,900 in all. The rest is for white space.
 """
+PAYEE_BYTES_MAX = 256
+"""The most bytes of one payee. Names and numbers have 130, all escaped; the rest is for white space."""
 ACCOUNT_BYTES_MAX = 1024
 """The most bytes of an opening or a patch. Names and numbers have 170, all escaped; the rest is for white space."""
 
@@ -99,6 +103,69 @@ class BalanceUpdates(Body, frozen=True):
         list[KeyedBalanceUpdate],
         Meta(min_length=1, max_length=UPDATES_MAX, description=f"an array of 1 to {UPDATES_MAX} updates"),
     ]
+
+
+class Payee(Request, frozen=True, gc=False):
+    """A user who is paid, and how much."""
+
+    user_id: UserId
+    amount: PositiveAmount
+
+
+Payees = Annotated[
+    list[Payee],
+    Meta(
+        min_length=1,
+        max_length=PAYEES_MAX,
+        description=f"an array of 1 to {PAYEES_MAX} payees, each user once and none of them the payer, "
+        f"who get {BALANCE_LIMIT} at most in all",
+    ),
+]
+
+
+class Transfer(Body, frozen=True):
+    """Money that one user pays to others: all of it, or nothing."""
+
+    bytes_max = UPDATE_BYTES_MAX + PAYEES_MAX * PAYEE_BYTES_MAX
+
+    from_user_id: UserId
+    to: Payees
+    reference: Reference | None = None
+
+    def __post_init__(self) -> None:
+        check_payees(self.from_user_id, self.to)
+
+
+class KeyedTransfer(Transfer, frozen=True):
+    """One of many transfers, with its idempotency key if it is to be repeatable."""
+
+    idempotency_key: IdempotencyKey | None = None
+
+
+class Transfers(Body, frozen=True):
+    """Transfers, each applied or refused on its own."""
+
+    bytes_max = PAYEES_IN_ALL_MAX * (UPDATE_BYTES_MAX + PAYEE_BYTES_MAX)
+
+    transfers: Annotated[
+        list[KeyedTransfer],
+        Meta(
+            min_length=1,
+            max_length=PAYEES_IN_ALL_MAX,
+            description=f"an array of 1 to {PAYEES_IN_ALL_MAX} transfers, {PAYEES_IN_ALL_MAX} payees at most in all",
+        ),
+    ]
+
+    def __post_init__(self) -> None:
+        if sum(len(transfer.to) for transfer in self.transfers) > PAYEES_IN_ALL_MAX:
+            raise ValueError("transfers")
+
+
+def check_payees(payer_id: int, to: list[Payee]) -> None:
+    """Raise ValueError, with the member's name, unless these are payees of one transfer of the payer's."""
+    users = {payee.user_id for payee in to}
+    if len(users) < len(to) or payer_id in users or sum(payee.amount for payee in to) > BALANCE_LIMIT:
+        raise ValueError("to")
 
 
 class HoldPlacement(Body, frozen=True):
@@ -203,6 +270,42 @@ class UpdateResults(Answer, frozen=True):
     results: list[UpdateResult]
 
 
+class PaidBalance(Answer, frozen=True, gc=False):
+    """A payee's balance right after the transfer."""
+
+    user_id: int
+    new_balance: int
+
+
+class TransferredBalances(Answer, frozen=True):
+    """The balances right after the transfer: the payer's, and each payee's in the order of the request."""
+
+    from_user_id: int
+    new_balance: int
+    to: list[PaidBalance]
+
+
+class TransferResult(Answer, frozen=True, omit_defaults=True):
+    """The result of one of many transfers: as it would have been answered alone.
+
+    `userId`: which user there is not, if it is a payee.
+    """
+
+    status: int
+    from_user_id: int | UnsetType = UNSET
+    new_balance: int | UnsetType = UNSET
+    to: list[PaidBalance] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    user_id: int | UnsetType = UNSET
+    replayed: bool = False
+
+
+class TransferResults(Answer, frozen=True):
+    """The results of many transfers, in their order."""
+
+    results: list[TransferResult]
+
+
 class JournalEntry(Answer, frozen=True):
     """An applied change: `balance` is the one right after it. A key that the service made is not shown.
 
@@ -283,9 +386,13 @@ class Error(Answer, frozen=True):
 
 
 class ProblemDetails(Answer, frozen=True):
-    """What went wrong, as RFC 9457 has it: `type` is stable, `detail` is the line that `error` holds otherwise."""
+    """What went wrong, as RFC 9457 has it: `type` is stable, `detail` is the line that `error` holds otherwise.
+
+    `userId`: whom it is about, where a request names several users.
+    """
 
     type: str
     title: str
     status: int
     detail: str
+    user_id: int | UnsetType = UNSET

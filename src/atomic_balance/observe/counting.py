@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
-from atomic_balance.changes import Applied, Change, Outcome, Refusal, Undecided
+from atomic_balance.changes import Applied, Change, NoSuchPayee, Outcome, Refusal, Undecided
 from atomic_balance.postgres.failures import Failure
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -93,6 +93,9 @@ class Numbers:
         """Count an outcome that somebody was told."""
         if isinstance(outcome, Undecided):
             self._outcomes[_OUTCOME_CELL[outcome]] += 1
+            return
+        if isinstance(outcome, NoSuchPayee):
+            self._outcomes[_OUTCOME_CELL[Undecided.NO_SUCH_USER]] += 1
             return
         self._outcomes[0 if isinstance(outcome, Applied) else _OUTCOME_CELL[outcome.reason]] += 1
         self._replays[0] += outcome.replayed

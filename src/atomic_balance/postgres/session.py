@@ -6,23 +6,30 @@ from typing import NamedTuple
 
 import asyncpg
 
-from atomic_balance.changes import Change, Refusal
+from atomic_balance.changes import Change, Credit, Refusal, credit_key
 from atomic_balance.postgres.connections import FAULTS, open_connection
 from atomic_balance.postgres.failures import StatementError, failure_of
-from atomic_balance.postgres.statements import APPLY_ACCOUNT, APPLY_CHANGES, BLOCKED_ACCOUNTS, RECORD_REFUSALS
+from atomic_balance.postgres.statements import (
+    APPLY_ACCOUNT,
+    APPLY_CHANGES,
+    APPLY_TRANSFERS,
+    BLOCKED_ACCOUNTS,
+    RECORD_REFUSALS,
+)
 from atomic_balance.settings import Settings
 
 
 class Recorded(NamedTuple):
     """What the journal holds for a change: the change itself, the balance after it; `refusal` None if it was applied.
 
-    A newer version may know other refusals. `expires_at`: of a hold.
+    A newer version may know other refusals. `expires_at`: of a hold. `payee_balances`: of a transfer that was applied.
     """
 
     change: Change
     balance: int
     refusal: str | None
     expires_at: datetime | None
+    payee_balances: Mapping[int, int] | None = None
 
 
 class AccountResult(NamedTuple):
@@ -45,14 +52,28 @@ class AccountResult(NamedTuple):
         return self.decided_at + timedelta(seconds=change.lasting_seconds)
 
 
+class Unpaid(NamedTuple):
+    """A payee that kept a transfer from being applied: it does not exist, or had no room for all that the batch brings.
+
+    `balance`: of the payee, as it is; None if there is none.
+    """
+
+    user_id: int
+    balance: int | None
+
+
 class Answers(NamedTuple):
     """The answer to a batch: by index of the change, and by user id.
 
-    `accounts` lacks one that does not exist, or whose changes are all in `recorded`.
+    `accounts` lacks one that does not exist, or whose changes are all in `recorded` or name a payee that does not
+    exist. `credited`: of a transfer that was applied, the balances of its payees right after it. `unpaid`: the payees
+    for whose sake nothing of a transfer's account was applied; or nothing of the transfer, where one does not exist.
     """
 
     recorded: Mapping[int, Recorded]
     accounts: Mapping[int, AccountResult]
+    credited: Mapping[int, Mapping[int, int]] = {}
+    unpaid: Mapping[int, Sequence[Unpaid]] = {}
 
 
 class RefusalRecord(NamedTuple):
@@ -80,10 +101,14 @@ class Session:
     async def apply(
         self, changes: Sequence[Change], keys: Sequence[str], repeatable: Sequence[bool], lock_seconds: float
     ) -> Answers:
-        """Apply up to 1,000 changes, an account's in arrival order, under `keys`: of each account all or none.
+        """Apply changes, an account's in arrival order, under `keys`: of each account all or none.
 
-        `repeatable`: which of them the journal may already hold. `lock_seconds`: the longest that it waits for a row.
+        There may be up to 1,000, each payee of a transfer counted as one more; no account pays, or is changed
+        otherwise, and is credited by others. `repeatable`: which of them the journal may already hold. `lock_seconds`:
+        the longest that it waits for a row.
         """
+        if any(change.payees for change in changes):
+            return await self._apply_transfers(changes, keys, repeatable, lock_seconds)
         user_ids = [change.user_id for change in changes]
         of_each = (
             keys,
@@ -106,6 +131,47 @@ class Session:
                 recorded[position - 1] = _recorded(user_id, row[3], *row[7:])
         return Answers(recorded, accounts)
 
+    async def _apply_transfers(
+        self, changes: Sequence[Change], keys: Sequence[str], repeatable: Sequence[bool], lock_seconds: float
+    ) -> Answers:
+        legs = [
+            leg
+            for number, (change, key, may_be_held) in enumerate(zip(changes, keys, repeatable, strict=True), 1)
+            for leg in _legs(number, change, key, may_be_held)
+        ]
+        sets, owners, accounts_moved, leg_keys, amounts, *of_holds, references, repeatables = zip(*legs, strict=True)
+        holding = any(change.hold_amount for change in changes)
+        rows = await self._fetch(
+            APPLY_TRANSFERS,
+            sets,
+            owners,
+            accounts_moved,
+            leg_keys,
+            amounts,
+            *(of_holds if holding else (None, None, None)),
+            _unless_all(None, references),
+            _unless_all(False, repeatables),
+            _milliseconds(lock_seconds),
+        )
+        recorded: dict[int, Recorded] = {}
+        accounts: dict[int, AccountResult] = {}
+        credited: dict[int, dict[int, int]] = {}
+        unpaid: dict[int, list[Unpaid]] = {}
+        for number, user_id, verdict, balance, held, minimum_balance, decided_at, *of_change in rows:
+            match verdict:
+                case "applied" | "not applied":
+                    accounts[user_id] = AccountResult(verdict == "applied", balance, held, minimum_balance, decided_at)
+                case "credited":
+                    credited.setdefault(number - 1, {})[user_id] = balance
+                case "replayed":
+                    recorded[number - 1] = _recorded(user_id, balance, *of_change)
+                case _:
+                    unpaid.setdefault(number - 1, []).append(Unpaid(user_id, balance))
+        for index, found in recorded.items():
+            if found.change.payees:
+                recorded[index] = found._replace(payee_balances=credited.get(index))
+        return Answers(recorded, accounts, credited, unpaid)
+
     async def record_refusals(self, refusals: Sequence[RefusalRecord], lock_seconds: float) -> set[tuple[int, str]]:
         """Bind refusals to their keys; gives the (user id, key) of those that were not taken meanwhile."""
         rows = await self._fetch(
@@ -115,6 +181,7 @@ class Session:
             [refused.change.amount for refused in refusals],
             [refused.change.hold_amount or None for refused in refusals],
             [refused.change.reference for refused in refusals],
+            [_as_text(refused.change.payees) for refused in refusals],
             [refused.balance for refused in refusals],
             [refused.refusal for refused in refusals],
             _milliseconds(lock_seconds),
@@ -157,6 +224,24 @@ def _of_holds(changes: Sequence[Change]) -> tuple[object, object, object]:
     )
 
 
+def _legs(number: int, change: Change, key: str, repeatable: bool) -> list[tuple[object, ...]]:
+    """What a change moves, an element for each account, as apply_transfers takes it; `number`: of its set."""
+    owner, reference = change.user_id, change.reference
+    own = (change.hold_amount or None, change.hold_id, change.lasting_seconds, reference, repeatable)
+    return [
+        (number, owner, owner, key, change.amount, *own),
+        *(
+            (number, owner, payee, credit_key(owner, key), amount, None, None, None, reference, False)
+            for payee, amount in change.payees
+        ),
+    ]
+
+
+def _as_text(payees: Sequence[Credit]) -> str | None:
+    """What the journal has of the payees of a transfer, as PostgreSQL writes an array; None if there are none."""
+    return f"{{{','.join(f'{user_id},{amount}' for user_id, amount in payees)}}}" if payees else None
+
+
 def _unless_all(usual: object, values: Sequence[object]) -> Sequence[object] | None:
     """`values`, or null if each is the `usual` one: an array that says nothing need not be sent, nor read."""
     return None if values.count(usual) == len(values) else values
@@ -168,11 +253,14 @@ def _recorded(
     amount: int,
     hold_amount: int | None,
     expires_at: datetime | None,
+    payees: Sequence[int] | None,
     reference: str | None,
     refusal: str | None,
 ) -> Recorded:
     is_expiry = expires_at is not None and (hold_amount or 0) < 0
-    change = Change(user_id, amount, None, reference, hold_amount or 0, lasting_seconds=0 if is_expiry else None)
+    credits_by_id = tuple(map(Credit, payees[::2], payees[1::2])) if payees else ()
+    lasting_seconds = 0 if is_expiry else None
+    change = Change(user_id, amount, None, reference, hold_amount or 0, None, lasting_seconds, credits_by_id)
     return Recorded(change, balance, refusal, None if is_expiry else expires_at)
 
 

@@ -10,6 +10,7 @@ def _read(name: str) -> str:
 APPLIED_MIGRATIONS = _read("applied_migrations")
 APPLY_ACCOUNT = _read("apply_account")
 APPLY_CHANGES = _read("apply_changes")
+APPLY_TRANSFERS = _read("apply_transfers")
 BLOCKED_ACCOUNTS = _read("blocked_accounts")
 COUNT_OPEN_HOLDS = _read("count_open_holds")
 COUNT_OVERDUE_HOLDS = _read("count_overdue_holds")
