@@ -38,8 +38,8 @@ OF_ONE_USER = {
     "read_change": "1, 'a'",
     "read_changes": "1, NULL, 10",
     "read_open_holds": "1, '', 10",
-    "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::bigint[], ARRAY[NULL]::text[], ARRAY[NULL]::text[],"
-    " ARRAY[9], ARRAY['insufficient_funds'], '1s'",
+    "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::bigint[], ARRAY[NULL]::text[],"
+    " ARRAY[NULL]::text[], ARRAY[9], ARRAY['insufficient_funds'], '1s'",
     "set_minimum_balance": "1, -5",
 }
 OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from atomic_balance.changes import Applied, Change, NoSuchPayee, Outcome, Refused, Undecided
+from atomic_balance.changes import Applied, Change, NoSuchPayee, Outcome, Refused, Undecided, transfer_key
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, METRICS, OPENAPI, READINESS
 from atomic_balance.http.errors import PROBLEMS, ApiError, error_response
 from atomic_balance.http.messages import (
@@ -22,6 +22,7 @@ from atomic_balance.http.messages import (
     JournalEntry,
     JournalPage,
     PageQuery,
+    Payee,
     Readiness,
     UpdatedBalance,
     UpdateResult,
@@ -29,6 +30,7 @@ from atomic_balance.http.messages import (
 )
 from atomic_balance.http.pages import DOCS, page_response
 from atomic_balance.http.parsing import is_key, parse_body, parse_idempotency_key, parse_path, parse_query
+from atomic_balance.postgres.accounts import JournalRow
 
 log = logging.getLogger("atomic_balance")
 
@@ -137,21 +139,33 @@ async def read_changes(request: web.Request) -> web.Response:
     if not rows and await accounts.account(user_id) is None:
         raise ApiError("user_not_found")
     shown = rows[: page.limit]
-    entries = [
-        JournalEntry(
-            version=row.version or 0,
-            amount=row.amount,
-            hold_amount=row.hold_amount,
-            balance=row.balance,
-            reference=row.reference,
-            idempotency_key=row.idempotency_key if is_key(row.idempotency_key) else None,
-            created_at=row.created_at,
-        )
-        for row in shown
-    ]
+    entries = [_entry(row) for row in shown]
     more = len(rows) > len(shown)
     following = f"/api/users/{user_id}/changes?limit={page.limit}&before={entries[-1].version}" if more else None
     return answer_with(JournalPage(entries, following))
+
+
+def _entry(row: JournalRow) -> JournalEntry:
+    entry = JournalEntry(
+        version=row.version or 0,
+        amount=row.amount,
+        hold_amount=row.hold_amount,
+        balance=row.balance,
+        reference=row.reference,
+        idempotency_key=row.idempotency_key if is_key(row.idempotency_key) else None,
+        created_at=row.created_at,
+    )
+    if row.payees:
+        counterparty_id = row.payees[0].user_id if len(row.payees) == 1 else None
+        return msgspec.structs.replace(entry, counterparty_id=counterparty_id, to=_paid(row))
+    if row.payer is not None:
+        key = transfer_key(row.payer, row.idempotency_key)
+        return msgspec.structs.replace(entry, counterparty_id=row.payer, transfer_key=key if is_key(key) else None)
+    return entry
+
+
+def _paid(row: JournalRow) -> list[Payee]:
+    return [Payee(credit.user_id, credit.amount) for credit in row.payees]
 
 
 async def read_change(request: web.Request) -> web.Response:
@@ -164,6 +178,8 @@ async def read_change(request: web.Request) -> web.Response:
     bound = BoundOutcome(201 if is_hold else 200, path.user_id, path.key, row.amount, row.reference, row.created_at)
     if is_hold:
         bound = msgspec.structs.replace(bound, hold_amount=row.hold_amount)
+    if row.payees:
+        bound = msgspec.structs.replace(bound, to=_paid(row))
     if row.refusal is None:
         bound = msgspec.structs.replace(bound, version=row.version, new_balance=row.balance)
     else:

@@ -6,7 +6,8 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from atomic_balance.changes import Applied, Undecided, capture, hold, release
+from atomic_balance.changes import Applied, Credit, Undecided, capture, hold, release
+from atomic_balance.expectations import explain
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, HOLDS
 from atomic_balance.http.errors import ApiError
 from atomic_balance.http.handlers import answer_with, answer_without, marked
@@ -19,8 +20,10 @@ from atomic_balance.http.messages import (
     HoldRelease,
     HoldsPage,
     HoldsQuery,
+    check_payees,
 )
 from atomic_balance.http.parsing import parse_body, parse_path, parse_query
+from atomic_balance.http.transfers import credits_of, paid_balances
 from atomic_balance.postgres.accounts import Hold as StoredHold
 from atomic_balance.postgres.accounts import HoldStatus
 
@@ -59,24 +62,41 @@ async def capture_hold(request: web.Request) -> web.Response:
     """POST /api/users/{userId}/holds/{holdId}/capture: withdraw what is held, or a part; the rest is released."""
     path = parse_path(HoldPath, request)
     asked = await parse_body(request, _decode_capture, HoldCapture())
+    payees = _payees(path, asked)
     placed = await _placed(request, path)
-    amount = asked.amount or placed.amount
+    amount = sum(credit.amount for credit in payees) or asked.amount or placed.amount
     if amount > placed.amount:
-        raise ApiError("invalid_request", f"amount: expected no more than is held, {placed.amount}")
-    if placed.overdue:  # it ends as expired, unless a capture that came in time is still under way
-        change = release(path.user_id, path.hold_id, placed.amount, expired=True)
-    else:
-        change = capture(path.user_id, path.hold_id, placed.amount, amount)
-    outcome = await request.app[GROUP_COMMIT].submit(change)
-    if isinstance(outcome, Applied) and not placed.overdue:
-        captured = placed._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance)
-        return marked(answer_with(_answer(captured)), outcome.replayed)
-    if not isinstance(outcome, Applied) and outcome is not Undecided.KEY_REUSED:
+        member = "to: expected no more in all" if payees else "amount: expected no more"
+        raise ApiError("invalid_request", f"{member} than is held, {placed.amount}")
+    submit = request.app[GROUP_COMMIT].submit
+    captured = capture(path.user_id, path.hold_id, placed.amount, amount, payees)
+    # One that is overdue ends as expired, unless a capture that came in time is still under way.
+    change = release(path.user_id, path.hold_id, placed.amount, expired=True) if placed.overdue else captured
+    outcome = await submit(change)
+    if outcome is Undecided.KEY_REUSED or (isinstance(outcome, Applied) and placed.overdue):
+        found = await _settled(request, path)
+        if found.status is not HoldStatus.CAPTURED or (found.captured, found.payees) != (amount, captured.payees):
+            raise ApiError(_ENDED[found.status])
+        outcome = await submit(captured)  # which the journal has
+    if not isinstance(outcome, Applied):
         return answer_without(request, change, outcome)
-    found = await _settled(request, path)
-    if found.status is HoldStatus.CAPTURED and found.captured == amount:
-        return marked(answer_with(_answer(found)), replayed=True)
-    raise ApiError(_ENDED[found.status])
+    answer = _answer(placed._replace(status=HoldStatus.CAPTURED, captured=amount, balance=outcome.balance))
+    if asked.to:
+        answer = msgspec.structs.replace(answer, to=paid_balances(asked.to, outcome.payee_balances))
+    return marked(answer_with(answer), outcome.replayed)
+
+
+def _payees(path: HoldPath, asked: HoldCapture) -> list[Credit]:
+    """To whom a hold is to be captured; empty: to nobody. Raises ApiError."""
+    if asked.to is None:
+        return []
+    if asked.amount is not None:
+        raise ApiError("invalid_request", "amount: expected none beside to, whose amounts are captured")
+    try:
+        check_payees(path.user_id, asked.to)
+    except ValueError as error:
+        raise ApiError("invalid_request", explain(msgspec.ValidationError(str(error)), HoldCapture)) from None
+    return list(credits_of(asked.to))
 
 
 async def release_hold(request: web.Request) -> web.Response:

@@ -181,11 +181,12 @@ class HoldPlacement(Body, frozen=True):
 
 
 class HoldCapture(Body, frozen=True):
-    """How much of what is held is withdrawn; nothing: all of it."""
+    """How much of what is held is withdrawn, or to whom it is paid; nothing: all of it is withdrawn."""
 
-    bytes_max = ACCOUNT_BYTES_MAX
+    bytes_max = ACCOUNT_BYTES_MAX + PAYEES_MAX * PAYEE_BYTES_MAX
 
     amount: PositiveAmount | None = None
+    to: Payees | None = None
 
 
 class HoldRelease(Body, frozen=True):
@@ -309,7 +310,9 @@ class TransferResults(Answer, frozen=True):
 class JournalEntry(Answer, frozen=True):
     """An applied change: `balance` is the one right after it. A key that the service made is not shown.
 
-    `holdAmount`: what it added to what is held: negative for a settlement, 0 if it has nothing to do with a hold.
+    `holdAmount`: what it added to what is held: negative for a settlement, 0 if it has nothing to do with a hold. Of a
+    transfer: `counterpartyId` is the other account, null if there are several; a payer's entry has `to`, a payee's
+    `transferKey`, which is the payer's key, null if the caller gave none.
     """
 
     version: int
@@ -319,6 +322,9 @@ class JournalEntry(Answer, frozen=True):
     reference: str | None
     idempotency_key: str | None
     created_at: datetime
+    counterparty_id: int | UnsetType | None = UNSET
+    to: list[Payee] | UnsetType = UNSET
+    transfer_key: str | UnsetType | None = UNSET
 
 
 class JournalPage(Answer, frozen=True):
@@ -329,7 +335,10 @@ class JournalPage(Answer, frozen=True):
 
 
 class BoundOutcome(Answer, frozen=True):
-    """The outcome bound to an idempotency key: `status` and `newBalance` or `error`, as they were answered."""
+    """The outcome bound to an idempotency key: `status` and `newBalance` or `error`, as they were answered.
+
+    `holdAmount`: of a hold. `to`: of a transfer, by user id.
+    """
 
     status: int
     user_id: int
@@ -338,6 +347,7 @@ class BoundOutcome(Answer, frozen=True):
     reference: str | None
     created_at: datetime
     hold_amount: int | UnsetType = UNSET
+    to: list[Payee] | UnsetType = UNSET
     version: int | UnsetType = UNSET
     new_balance: int | UnsetType = UNSET
     error: str | UnsetType = UNSET
@@ -346,7 +356,8 @@ class BoundOutcome(Answer, frozen=True):
 class Hold(Answer, frozen=True):
     """A hold, and what has become of it: `status` is held, captured, released or expired.
 
-    Of a captured one `captured` is how much was withdrawn, and `newBalance` the balance right after that.
+    Of a captured one `captured` is how much was withdrawn, and `newBalance` the balance right after that. The answer to
+    a capture with payees has their balances, too.
     """
 
     user_id: int
@@ -357,6 +368,7 @@ class Hold(Answer, frozen=True):
     expires_at: datetime
     captured: int | UnsetType = UNSET
     new_balance: int | UnsetType = UNSET
+    to: list[PaidBalance] | UnsetType = UNSET
 
 
 class HoldsPage(Answer, frozen=True):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import asyncpg
 
-from atomic_balance.changes import Account, Refusal, settlement_key
+from atomic_balance.changes import Account, Credit, Refusal, settlement_key
 from atomic_balance.postgres.failures import Failure, UnreachableError, failure_of
 from atomic_balance.postgres.migrations import missing_migrations
+from atomic_balance.postgres.session import credits_from
 from atomic_balance.postgres.statements import (
     APPLIED_MIGRATIONS,
     COUNT_OPEN_HOLDS,
@@ -51,6 +52,7 @@ class Hold(NamedTuple):
     """A hold that was placed.
 
     `overdue`: its time is over, by the database's clock. `captured`, `balance`: what its capture took and left.
+    `payees`: to whom it was captured, if to anybody.
     """
 
     user_id: int
@@ -62,6 +64,7 @@ class Hold(NamedTuple):
     overdue: bool = False
     captured: int | None = None
     balance: int | None = None
+    payees: tuple[Credit, ...] = ()
 
 
 class ExpiredHold(NamedTuple):
@@ -79,7 +82,8 @@ _BEFORE_ALL = (datetime.min.replace(tzinfo=UTC), 0, "")
 class JournalRow(NamedTuple):
     """A row of the journal. `version` is None, and `refusal` is not, if the change was refused.
 
-    `hold_amount`: what the change added to what is held; 0 if it has nothing to do with a hold.
+    `hold_amount`: what the change added to what is held; 0 if it has nothing to do with a hold. `payees`: whom it paid,
+    if it was a transfer. `payer`: who paid, if it is the credit of a payee.
     """
 
     version: int | None
@@ -90,6 +94,8 @@ class JournalRow(NamedTuple):
     reference: str | None
     created_at: datetime
     refusal: Refusal | None
+    payees: tuple[Credit, ...] = ()
+    payer: int | None = None
 
 
 class Accounts:
@@ -136,7 +142,7 @@ class Accounts:
         """
         rows = await self._fetch(READ_HOLDS, [user_id for user_id, _ in asked], [hold_id for _, hold_id in asked])
         holds: list[Hold | None] = [None] * len(asked)
-        for position, _, amount, reference, _, expires_at, overdue in rows:
+        for position, _, amount, reference, _, expires_at, overdue, _ in rows:
             if amount and amount > 0:
                 user_id, hold_id = asked[position - 1]
                 holds[position - 1] = Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
@@ -148,12 +154,13 @@ class Accounts:
         placed, settled = ([row for row in rows if row["position"] == position] for position in (1, 2))
         if not placed or (placed[0]["hold_amount"] or 0) <= 0:
             return None
-        _, _, amount, reference, _, expires_at, overdue = placed[0]
+        _, _, amount, reference, _, expires_at, overdue, _ = placed[0]
         if not settled:
             return Hold(user_id, hold_id, amount, reference, expires_at, HoldStatus.HELD, overdue)
-        _, moved, _, _, balance, expiry, _ = settled[0]
+        _, moved, _, _, balance, expiry, _, payees = settled[0]
         status = HoldStatus.CAPTURED if moved else HoldStatus.EXPIRED if expiry else HoldStatus.RELEASED
-        return Hold(user_id, hold_id, amount, reference, expires_at, status, overdue, -moved, balance)
+        paid = credits_from(payees)
+        return Hold(user_id, hold_id, amount, reference, expires_at, status, overdue, -moved, balance, paid)
 
     async def open_holds(self, user_id: int, after: str, count_max: int) -> list[Hold]:
         """The first `count_max` open holds of an account with an id above `after`, by id."""
@@ -218,6 +225,7 @@ class Accounts:
 
 
 def _journal_row(row: asyncpg.Record) -> JournalRow:
-    version, amount, hold_amount, balance, key, reference, created_at, refusal = row
+    version, amount, hold_amount, balance, key, reference, created_at, refusal, payees, payer = row
     reason = Refusal(refusal) if refusal else None
-    return JournalRow(version, amount, hold_amount or 0, balance, key, reference, created_at, reason)
+    paid = credits_from(payees)
+    return JournalRow(version, amount, hold_amount or 0, balance, key, reference, created_at, reason, paid, payer)

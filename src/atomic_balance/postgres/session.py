@@ -237,6 +237,11 @@ def _legs(number: int, change: Change, key: str, repeatable: bool) -> list[tuple
     ]
 
 
+def credits_from(payees: Sequence[int] | None) -> tuple[Credit, ...]:
+    """The credits of a transfer, from what the journal has of its payees."""
+    return tuple(map(Credit, payees[::2], payees[1::2])) if payees else ()
+
+
 def _as_text(payees: Sequence[Credit]) -> str | None:
     """What the journal has of the payees of a transfer, as PostgreSQL writes an array; None if there are none."""
     return f"{{{','.join(f'{user_id},{amount}' for user_id, amount in payees)}}}" if payees else None
@@ -258,9 +263,8 @@ def _recorded(
     refusal: str | None,
 ) -> Recorded:
     is_expiry = expires_at is not None and (hold_amount or 0) < 0
-    credits_by_id = tuple(map(Credit, payees[::2], payees[1::2])) if payees else ()
     lasting_seconds = 0 if is_expiry else None
-    change = Change(user_id, amount, None, reference, hold_amount or 0, None, lasting_seconds, credits_by_id)
+    change = Change(user_id, amount, None, reference, hold_amount or 0, None, lasting_seconds, credits_from(payees))
     return Recorded(change, balance, refusal, None if is_expiry else expires_at)
 
 

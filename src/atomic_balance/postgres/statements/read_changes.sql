@@ -1,6 +1,6 @@
 -- Read a page of an account's journal, newest first: applied changes alone, refused ones have no version.
 -- $1 user_id, $2 the version before which the page begins (null: the newest), $3 how many rows at most.
-SELECT version, amount, hold_amount, balance, idempotency_key, reference, created_at, refusal
+SELECT version, amount, hold_amount, balance, idempotency_key, reference, created_at, refusal, payees, payer
   FROM balance_changes
  WHERE user_id = $1
    AND version < coalesce($2, 9223372036854775807)
