@@ -15,6 +15,7 @@ Client = TestClient[Request, Application]
 Caller = Client | aiohttp.ClientSession
 
 UPDATE = "/api/balance/update"
+TRANSFER = "/api/balance/transfer"
 APPLIED = (200, "applied")
 REFUSED = (400, '{"error":"Insufficient funds"}')
 
@@ -86,6 +87,16 @@ async def hold(client: Caller, hold_id: str, amount: int, user_id: int = 1, url:
 async def settle(client: Caller, how: str, hold_id: str, user_id: int = 1, url: str = "", **body: Any) -> Told:
     """Capture or release a hold, as `how` says."""
     async with client.post(f"{url}/api/users/{user_id}/holds/{hold_id}/{how}", json=body) as answer:
+        return await told(answer)
+
+
+async def transfer(
+    client: Caller, payer: int, payees: Mapping[int, int], url: str = "", key: str | None = None, **more: Any
+) -> Told:
+    """Move money from one user to others, with `more` members in the body; `payees`: amounts by user id."""
+    to = [{"userId": user_id, "amount": amount} for user_id, amount in payees.items()]
+    headers = {"Idempotency-Key": key} if key else {}
+    async with client.post(url + TRANSFER, json={"fromUserId": payer, "to": to, **more}, headers=headers) as answer:
         return await told(answer)
 
 

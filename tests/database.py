@@ -60,6 +60,11 @@ class Database:
         """What an account has now."""
         return int(self.execute("SELECT balance FROM users WHERE id = %s", user_id)[0][0])
 
+    def accounts(self) -> dict[int, tuple[int, int]]:
+        """Version and balance of every account, by its user's id, all at one moment."""
+        rows = self.execute("SELECT id, version, balance FROM users")
+        return {user_id: (version, balance) for user_id, version, balance in rows}
+
     def journal(self, user_id: int) -> list[Row]:
         """What the journal holds for an account: the applied changes in order, then the refused ones."""
         rows = self.execute(

@@ -4,11 +4,17 @@ The journal says in which order an account's changes were applied. That order mu
 answered before another was asked for has the smaller version. And each refusal must be justified by a balance that the
 account can have had between the request and its answer. Together that is linearizability (Herlihy and Wing, 1990) of
 each account, checked in one pass because the order need not be guessed.
+
+A transfer is one operation of several accounts. So their orders must also fit each other (nothing comes before itself)
+and real time across all of them, and whoever reads several accounts at once sees all of a transfer or nothing of it.
 """
 
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 from atomic_balance.changes import BALANCE_LIMIT, Change
@@ -39,6 +45,137 @@ class Applied(NamedTuple):
     amount: int
     balance: int
     hold_amount: int = 0
+
+
+class Transfer(NamedTuple):
+    """A transfer and its answer: the balances that it told, of payer and payees, or None if it was refused.
+
+    `name` belongs to no other operation of any account. `payees`: amounts by user id. The rest as in `Operation`.
+    """
+
+    name: str
+    payer: int
+    payees: Mapping[int, int]
+    asked: float
+    answered: float
+    balances: Mapping[int, int] | None
+    replayed: bool = False
+
+    @property
+    def legs(self) -> dict[int, int]:
+        """What it adds to each account."""
+        return {self.payer: -sum(self.payees.values()), **self.payees}
+
+
+class Snapshot(NamedTuple):
+    """Some accounts, read at once: (version, balance) by user id; when that was asked for and answered."""
+
+    asked: float
+    answered: float
+    accounts: Mapping[int, tuple[int, int]]
+
+
+def contradictions_between(
+    updates: Mapping[int, Sequence[Operation]],
+    transfers: Sequence[Transfer],
+    snapshots: Iterable[Snapshot],
+    journals: Mapping[int, Sequence[Applied]],
+    openings: Mapping[int, int],
+) -> list[str]:
+    """Why the history of several accounts is not linearizable, a line each; nothing if it is.
+
+    `updates`: by user id, what concerns one account. `journals`, `openings`: by user id, of all accounts. A leg of a
+    transfer has the transfer's name in each journal.
+    """
+    operations = {user_id: list(updates.get(user_id, ())) for user_id in journals}
+    legs: dict[str, dict[int, int]] = {}
+    for user_id, own in operations.items():
+        legs |= {one.name: {user_id: one.amount} for one in own if one.new_balance is not None}
+    for one in transfers:
+        for user_id, amount in one.legs.items() if one.balances else [(one.payer, one.legs[one.payer])]:
+            told = one.balances[user_id] if one.balances else None
+            operations[user_id].append(Operation(one.name, amount, one.asked, one.answered, told, one.replayed))
+        if one.balances:
+            legs[one.name] = one.legs
+    found = [
+        f"user {user_id}: {line}"
+        for user_id, own in operations.items()
+        for line in contradictions(own, journals[user_id], openings[user_id])
+    ]
+    found += _wrong_legs(legs, journals)
+    asked: defaultdict[str, float] = defaultdict(lambda: math.inf)
+    answered: defaultdict[str, float] = defaultdict(lambda: math.inf)
+    for part in chain.from_iterable(operations.values()):
+        asked[part.name] = min(asked[part.name], part.asked)
+        if part.new_balance is not None:
+            answered[part.name] = min(answered[part.name], part.answered)
+    found += _out_of_order_between(journals, asked, answered)
+    for snapshot in snapshots:
+        found += _torn(snapshot, legs, journals, openings, asked, answered)
+    return found
+
+
+def _wrong_legs(legs: Mapping[str, Mapping[int, int]], journals: Mapping[int, Sequence[Applied]]) -> list[str]:
+    found: dict[str, dict[int, int]] = defaultdict(dict)
+    for user_id, journal in journals.items():
+        for row in journal:
+            found[row.name][user_id] = row.amount
+    return [
+        f"{name} moves {legs.get(name, 'nothing')}, the journal says {found.get(name, 'nothing')}"
+        for name in {*legs, *found}
+        if legs.get(name) != found.get(name)
+    ]
+
+
+def _out_of_order_between(
+    journals: Mapping[int, Sequence[Applied]], asked: Mapping[str, float], answered: Mapping[str, float]
+) -> Iterator[str]:
+    """Operations that come before themselves, or were answered before one that comes before them was asked for."""
+    before: dict[str, set[str]] = {row.name: set() for journal in journals.values() for row in journal}
+    for journal in journals.values():
+        for one, following in pairwise(journal):
+            before[following.name].add(one.name)
+    latest_asked: dict[str, float] = {}
+    try:
+        for name in TopologicalSorter(before).static_order():
+            latest = max((latest_asked[one] for one in before[name]), default=0.0)
+            if answered[name] < latest:
+                yield f"{name} was answered before one that comes before it, in any account, was asked for"
+            latest_asked[name] = max(latest, asked[name])
+    except CycleError as error:
+        yield f"the orders of the accounts contradict each other: {' before '.join(error.args[1])}"
+
+
+def _torn(
+    snapshot: Snapshot,
+    legs: Mapping[str, Mapping[int, int]],
+    journals: Mapping[int, Sequence[Applied]],
+    openings: Mapping[int, int],
+    asked: Mapping[str, float],
+    answered: Mapping[str, float],
+) -> Iterator[str]:
+    """What is wrong with accounts that were read at once."""
+    seen: dict[str, set[bool]] = defaultdict(set)
+    total = 0
+    for user_id, (version, balance) in snapshot.accounts.items():
+        journal = journals[user_id]
+        balances = [openings[user_id], *(row.balance for row in journal)]
+        if balances[version : version + 1] != [balance]:
+            yield f"user {user_id}: {balance} was read at version {version}, the journal knows otherwise"
+        for number, row in enumerate(journal, 1):
+            seen[row.name].add(number <= version)
+        total += balance
+    for name, whether in seen.items():
+        if len(whether) > 1:
+            yield f"a part of {name} was read"
+        if False in whether and answered[name] < snapshot.asked:
+            yield f"{name} was answered before a read that has not seen it"
+        if True in whether and asked[name] > snapshot.answered:
+            yield f"{name} was read before it was asked for"
+    if snapshot.accounts.keys() == journals.keys():
+        moved = sum(sum(legs.get(name, {}).values()) for name, whether in seen.items() if True in whether)
+        if total != sum(openings.values()) + moved:
+            yield f"the accounts have {total} together, not {sum(openings.values()) + moved}"
 
 
 def contradictions(

@@ -23,7 +23,7 @@ from atomic_balance.postgres.connections import connection_pool
 from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.postgres.failures import EncodingError, UnreachableError
 from atomic_balance.postgres.migrations import migrate
-from atomic_balance.postgres.verify import DIFFERENCES_MAX, progress_bar, verify
+from atomic_balance.postgres.verify import DIFFERENCES_MAX, Money, progress_bar, verify
 from atomic_balance.serve.serving import BrokenError, StartError, check_schema, listen, run, serve
 from atomic_balance.serve.signals import outlive_other_signals, stop_on_signals
 from atomic_balance.serve.workers import serve_with_workers
@@ -125,12 +125,23 @@ def _verify(settings: Settings) -> int:
     found = verify(settings.url, progress_bar)
     for difference in found.differences:
         print(difference)
-    if found.differences:
+    print(_all_money(found.money))
+    if found.differences or found.money.made:
         more = " at least" if len(found.differences) == DIFFERENCES_MAX else ""
         print(f"the journal does not prove the balances:{more} {len(found.differences)} differ")
         return 1
     print(f"{found.accounts:,} accounts, {found.changes:,} changes: every balance is what the journal says")
     return 0
+
+
+def _all_money(money: Money) -> str:
+    end = "none was made or lost"
+    if money.made:
+        end = f"{abs(money.made):,} {'made' if money.made > 0 else 'lost'}"
+    return (
+        f"money: {money.balances:,} in all accounts; "
+        f"{money.openings:,} at their openings, {money.added:+,} from outside since: {end}"
+    )
 
 
 async def _open_account(settings: Settings, user_id: int, balance: int) -> None:

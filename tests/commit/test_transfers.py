@@ -13,6 +13,11 @@ from atomic_balance.changes import (
     Undecided,
     transfer,
 )
+from atomic_balance.commit.answering import Answering
+from atomic_balance.commit.backlog import Backlog, Batch
+from atomic_balance.commit.waiting import WaitingChange
+from atomic_balance.observe.counting import shared_numbers
+from atomic_balance.postgres.session import AccountResult, Answers
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.committing import all_of, committing
@@ -37,6 +42,29 @@ async def test_a_transfer_moves_money_from_one_to_many(database: Database) -> No
         assert await all_of(committer.submit(transfer(1, [Credit(4, 1)], "m", None))) == [NoSuchPayee(4)]
         assert await all_of(committer.submit(transfer(9, [Credit(2, 1)], "m", None))) == [Undecided.NO_SUCH_USER]
     assert verify(database.url).differences == []
+
+
+async def test_changes_of_an_account_that_waited_in_two_lines_are_told_its_balances_one_after_the_other() -> None:
+    """The transfer waited in its payee's line because that one's row could not be had."""
+    loop, backlog = asyncio.get_running_loop(), Backlog()
+    (numbers,) = shared_numbers(1)
+    answering = Answering(backlog, numbers, 1, lambda change, future, request_id: None)
+    changes = [transfer(1, [Credit(2, 30)], None, None), Change(1, -4), Change(1, -70)]
+    waiting = [
+        WaitingChange(one, str(number), number, loop.time() + 1, loop.create_future())
+        for number, one in enumerate(changes)
+    ]
+    for one in waiting:
+        backlog.add(one)
+    backlog.move(waiting[0], 2)
+    batch = Batch([(line, [one]) for one in waiting[:2] if (line := one.line)], arrived_before=3)
+    of_account = AccountResult(applied=True, balance=100, held=0, minimum_balance=0, decided_at=None)
+    answering.settle(batch, batch.changes(), Answers({}, {1: of_account}, {0: {2: 30}}))
+    assert [one.future.result() for one in waiting] == [
+        Applied(70, payee_balances={2: 30}),
+        Applied(66),
+        Refused(Refusal.INSUFFICIENT_FUNDS),
+    ]
 
 
 async def test_payers_that_are_payees_too_neither_make_nor_lose_money(database: Database) -> None:

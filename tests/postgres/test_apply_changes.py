@@ -305,5 +305,6 @@ async def test_sessions_that_hammer_the_same_rows_neither_deadlock_nor_wait_in_v
         return sent
 
     sent = await asyncio.gather(*(hammer(number) for number in range(HAMMERS)))
-    assert verify(database.url) == (ROWS, sum(sent), [])
+    found = verify(database.url)
+    assert (found.accounts, found.changes, found.differences) == (ROWS, sum(sent), [])
     assert database.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]

@@ -43,6 +43,7 @@ OF_ONE_USER = {
     "set_minimum_balance": "1, -5",
 }
 OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}
+BETWEEN_USERS = {"verify_money", "verify_transfers"}
 OF_A_BATCH = {
     "apply_transfers",
     "blocked_accounts",
@@ -96,7 +97,7 @@ def scanned(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_statement_is_known_here() -> None:
-    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_ALL_USERS, *OF_A_BATCH, *OF_NO_USER}
+    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_ALL_USERS, *BETWEEN_USERS, *OF_A_BATCH, *OF_NO_USER}
 
 
 @pytest.mark.parametrize("name", sorted(OF_ONE_USER))

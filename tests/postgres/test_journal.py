@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES
-from atomic_balance.postgres.verify import Summary, verify
+from atomic_balance.postgres.verify import Money, Summary, verify
 from tests.client import Client, opened, update
 from tests.processes import run
 
@@ -72,15 +72,17 @@ async def test_the_changes_of_nobody(client: Client) -> None:
 
 
 async def test_the_audit_passes_on_a_live_database(client: Client, database_url: str) -> None:
-    assert verify(database_url) == Summary(0, 0, [])
+    assert verify(database_url) == Summary(0, 0, Money(0, 0, 0), [])
     for user_id in (1, 2, 3):
         await opened(client, 100, user_id)
-    updating = asyncio.gather(*(update(client, number % 7 + 1, number % 2 + 1) for number in range(500)))
+    amounts = [number % 7 + 1 for number in range(500)]
+    updating = asyncio.gather(*(update(client, amount, number % 2 + 1) for number, amount in enumerate(amounts)))
     while not updating.done():
         assert (await asyncio.to_thread(verify, database_url)).differences == []
     await updating
     told: list[tuple[int, int]] = []
-    assert verify(database_url, lambda done, total: told.append((done, total))) == Summary(3, 500, [])
+    money = Money(300 + sum(amounts), 300, sum(amounts))
+    assert verify(database_url, lambda done, total: told.append((done, total))) == Summary(3, 500, money, [])
     assert told[-1] == (500, 500)
 
 
@@ -239,7 +241,8 @@ async def test_a_difference_ends_the_command_with_1(client: Client, database_url
         directory=tmp_path,
         environment={"DATABASE_URL": database_url},
     )
-    assert (status, output) == (1, f"{difference}\nthe journal does not prove the balances: 1 differ\n")
+    money = "money: 218 in all accounts; 200 at their openings, +29 from outside since: 11 lost"
+    assert (status, output) == (1, f"{difference}\n{money}\nthe journal does not prove the balances: 1 differ\n")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,11 @@ async def test_commands_on_a_database(database_url: str, tmp_path: Path) -> None
         (("migrate",), "the schema is current\n"),
         (("open", "1", "10"), "user 1 opened, balance 10\n"),
         (("open", "1", "99"), "user 1 exists already, balance 10\n"),
-        (("verify",), "1 accounts, 0 changes: every balance is what the journal says\n"),
+        (
+            ("verify",),
+            "money: 10 in all accounts; 10 at their openings, +0 from outside since: none was made or lost\n"
+            "1 accounts, 0 changes: every balance is what the journal says\n",
+        ),
     ):
         result = await run(*COMMAND, *arguments, directory=tmp_path, environment=environment)
         assert result == (0, expected)

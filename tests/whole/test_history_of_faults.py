@@ -15,6 +15,7 @@ from tests.client import session
 from tests.database import Database
 from tests.fault_proxy import FaultProxy, Link
 from tests.history import Applied, Operation, contradictions
+from tests.paying import History
 from tests.processes import running_service
 
 pytestmark = pytest.mark.slow
@@ -87,4 +88,23 @@ async def test_the_answers_stay_linearizable_while_connections_break(database: D
         assert {one.new_balance is None for one in operations} == {True, False}
         applied = [Applied(row.key, row.amount, row.balance) for row in journal]
         assert contradictions(operations, applied, OPENING) == []
+    assert verify(database.url).differences == []
+
+
+async def test_transfers_stay_linearizable_while_connections_break(database: Database, tmp_path: Path) -> None:
+    """And whoever reads all accounts at once sees all of a transfer or nothing of it."""
+    history = History(database, USERS, OPENING, again=(503, 504))
+    async with contextlib.AsyncExitStack() as running:
+        enter = running.enter_async_context
+        through = [await enter(database.proxied()) for _ in range(3)]
+        services = [await enter(running_service({"DATABASE_URL": url, **SETTINGS}, tmp_path)) for _, url in through]
+        client = await enter(session(connections_max=0))
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            proxies, until = [proxy for proxy, _ in through], time.monotonic() + SECONDS
+            breaking = tasks.create_task(break_connections(proxies, database, until))
+            tasks.create_task(history.load(client, [service.url for service in services], CLIENTS, SECONDS))
+        assert sum(breaking.result().values()) > 10
+    assert {one.balances is None for one in history.transfers} == {True, False}
+    assert len(history.snapshots) > 50
+    assert history.contradictions() == []
     assert verify(database.url).differences == []

@@ -102,18 +102,24 @@ class Answering:
         to_record = self._settle_unpaid(sent, answers) if answers.unpaid else []
         refused = {waiting.number for waiting, _ in to_record}
         payee_balances = {sent[index].number: balances for index, balances in answers.credited.items()}
-        for line, part in batch.parts:
-            fresh = part
-            if answers.recorded or answers.unpaid:
-                fresh = [waiting for waiting in part if not waiting.answered and waiting.number not in refused]
-            for owner_id, own in _by_owner(fresh).items():
+        parts = batch.parts
+        if answers.recorded or answers.unpaid:
+            parts = [
+                (line, [one for one in part if not one.answered and one.number not in refused]) for line, part in parts
+            ]
+        # All of an owner's together: some may have waited in another's line.
+        fresh = _by_owner([waiting for _, part in parts for waiting in part])
+        for owner_id, own in fresh.items():
+            result = answers.accounts.get(owner_id)
+            if result is not None:
+                self._settle_applied(own, result, payee_balances)
+        for line, part in parts:
+            for owner_id, own in _by_owner(part).items():
                 result = answers.accounts.get(owner_id)
-                if result is not None:
-                    self._settle_applied(own, result, payee_balances)
                 # A list: those who have waited for a settlement join the line meanwhile.
                 judged = list(_to_be_judged(line, owner_id, own, batch.arrived_before))
                 if result is not None:
-                    to_record += self._settle_judged(line, owner_id, own, judged, result)
+                    to_record += self._settle_judged(line, owner_id, fresh[owner_id], judged, result)
                 else:
                     for waiting in judged:
                         self._without(waiting, Undecided.NO_SUCH_USER)
@@ -147,7 +153,10 @@ class Answering:
     def _settle_applied(
         self, sent: list[WaitingChange], result: AccountResult, payee_balances: Mapping[int, Mapping[int, int]]
     ) -> None:
-        """Answer an account's changes if they were applied; `payee_balances`: by number, of the transfers."""
+        """Answer all that the batch had of an account, if it was applied.
+
+        `payee_balances`: by number, of the transfers.
+        """
         if not result.applied:
             if result.held + sum(waiting.change.hold_amount for waiting in sent) < 0:
                 self._isolate_settlements(sent)
@@ -176,7 +185,10 @@ class Answering:
         judged: list[WaitingChange],
         result: AccountResult,
     ) -> ToRecord:
-        """Answer what the account's balance by itself can't cover; gives the refusals to be recorded first."""
+        """Answer what the account's balance by itself can't cover; gives the refusals to be recorded first.
+
+        `sent`: all that the batch had of the account.
+        """
         balance, held = result.balance, result.held
         if result.applied:
             balance += sum(waiting.change.amount for waiting in sent)

@@ -1,4 +1,7 @@
-"""The audit: recomputes every account from the journal, in one streaming pass over one snapshot."""
+"""The audit, on one snapshot: recomputes every account from the journal, in one streaming pass.
+
+What lies across accounts - the legs of transfers, and all money - the server compares, on disk if it is too much.
+"""
 
 import contextlib
 import heapq
@@ -12,7 +15,13 @@ from typing import Any, NamedTuple
 import psycopg
 
 from atomic_balance.changes import BALANCE_LIMIT, Refusal, settlement_key
-from atomic_balance.postgres.statements import VERIFY_ACCOUNTS, VERIFY_CHANGES, VERIFY_OPEN_HOLDS
+from atomic_balance.postgres.statements import (
+    VERIFY_ACCOUNTS,
+    VERIFY_CHANGES,
+    VERIFY_MONEY,
+    VERIFY_OPEN_HOLDS,
+    VERIFY_TRANSFERS,
+)
 
 DIFFERENCES_MAX = 10
 _ROWS_PER_FETCH = 10_000
@@ -29,7 +38,10 @@ class AccountRow(NamedTuple):
 
 
 class ChangeRow(NamedTuple):
-    """A row of the journal. A refused one has no version; its balance is the one that could not cover it."""
+    """A row of the journal. A refused one has no version; its balance is the one that could not cover it.
+
+    `payees`: of a transfer, each payee's id and amount, by id.
+    """
 
     user_id: int
     version: int | None
@@ -39,6 +51,7 @@ class ChangeRow(NamedTuple):
     hold_amount: int | None
     key: str
     expires_at: float | None
+    payees: list[int | None] | None
 
 
 class OpenHoldRow(NamedTuple):
@@ -55,11 +68,28 @@ class _Hold(NamedTuple):
     expires_at: float
 
 
+class Money(NamedTuple):
+    """What all accounts have together, what they were opened with, and what was added by changes but transfers.
+
+    Transfers and captures that pay somebody move money between accounts: they are not in `added`.
+    """
+
+    balances: int
+    openings: int
+    added: int
+
+    @property
+    def made(self) -> int:
+        """How much there is that came from nowhere; below 0: how much is lost."""
+        return self.balances - self.openings - self.added
+
+
 class Summary(NamedTuple):
-    """What an audit saw: how many accounts and applied changes, and the first differences, a line each."""
+    """What an audit saw: how many accounts and applied changes, all money, and the first differences, a line each."""
 
     accounts: int
     changes: int
+    money: Money
     differences: list[str]
 
 
@@ -73,16 +103,20 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         total = _total(connection)
+        money = _money(connection)
         with (
             _stream(connection, "accounts", VERIFY_ACCOUNTS) as accounts,
             _stream(connection, "changes", VERIFY_CHANGES) as changes,
             _stream(connection, "open_holds", VERIFY_OPEN_HOLDS) as open_holds,
         ):
-            return _audit(
+            account_count, change_count, differences = _audit(
                 itertools.starmap(AccountRow, accounts),
                 _counted(itertools.starmap(ChangeRow, changes), lambda done: progress(done, total)),
                 itertools.starmap(OpenHoldRow, open_holds),
             )
+        if len(differences) < DIFFERENCES_MAX:
+            differences += _unpaired_legs(connection, DIFFERENCES_MAX - len(differences))
+        return Summary(account_count, change_count, money, differences)
 
 
 @contextlib.contextmanager
@@ -98,6 +132,26 @@ def _total(connection: psycopg.Connection) -> int:
     return int(row[0]) if row else 0
 
 
+def _money(connection: psycopg.Connection) -> Money:
+    (row,) = connection.execute(VERIFY_MONEY.encode())
+    return Money(*map(int, row))
+
+
+def _unpaired_legs(connection: psycopg.Connection, count_max: int) -> list[str]:
+    """Credits that applied transfers owe and nobody has, and those that none of them owes."""
+    rows = psycopg.RawCursor(connection).execute(VERIFY_TRANSFERS.encode(), [count_max])
+    return [
+        f"user {payer}: version {version}: it pays {amount} to user {payee}, and the journal has no such credit"
+        if owed
+        else f"user {payee}: {_place_of(version)}: a credit of {amount} by user {payer}, who has no such transfer"
+        for owed, payer, payee, amount, version in rows
+    ]
+
+
+def _place_of(version: int | None) -> str:
+    return "refused" if version is None else f"version {version}"
+
+
 def _counted(changes: Iterable[ChangeRow], progress: Callable[[int], None]) -> Iterator[ChangeRow]:
     done = 0
     for change in changes:
@@ -108,8 +162,13 @@ def _counted(changes: Iterable[ChangeRow], progress: Callable[[int], None]) -> I
     progress(done)
 
 
-def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_holds: Iterable[OpenHoldRow]) -> Summary:
-    """Merge the streams, all in order of user id: of each user the account, then its changes, then its open holds."""
+def _audit(
+    accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_holds: Iterable[OpenHoldRow]
+) -> tuple[int, int, list[str]]:
+    """How many accounts and applied changes there are, and the first differences.
+
+    It merges the streams, all in order of user id: of each user the account, then its changes, then its open holds.
+    """
     account_count = change_count = 0
     differences: list[str] = []
     streams: Iterable[Iterable[Any]] = (accounts, changes, open_holds)
@@ -124,7 +183,7 @@ def _audit(accounts: Iterable[AccountRow], changes: Iterable[ChangeRow], open_ho
             differences.append(f"user {user_id}: {difference}")
             if len(differences) == DIFFERENCES_MAX:
                 break
-    return Summary(account_count, change_count, differences)
+    return account_count, change_count, differences
 
 
 _place = itemgetter(0)
@@ -158,9 +217,7 @@ class _Audit:
             self._listed[settlement_key(row.hold_id)] = _Hold(row.amount, row.expires_at)
             return None
         if row.version is None:
-            if _can_be(row.refusal, row.amount - (row.hold_amount or 0), row.amount, row.balance):
-                return None
-            return f"a change by {row.amount} at a balance of {row.balance} can't have been refused for {row.refusal}"
+            return _wrong_refusal(row)
         if row.version != self.version + 1:
             return f"after version {self.version} the journal goes on with version {row.version}"
         self.version += 1
@@ -168,9 +225,9 @@ class _Audit:
         self._held += row.hold_amount or 0
         if row.balance != self._balance:
             return f"version {row.version}: the balance after it is {self._balance}, the journal says {row.balance}"
-        if row.hold_amount is None:
-            return None
-        wrong = self._place(row) if row.hold_amount > 0 else self._settle(row)
+        wrong = _wrong_payees(row) if row.payees is not None else None
+        if wrong is None and row.hold_amount is not None:
+            wrong = self._place(row) if row.hold_amount > 0 else self._settle(row)
         return f"version {row.version}: {wrong}" if wrong else None
 
     def _place(self, row: ChangeRow) -> str | None:
@@ -205,14 +262,30 @@ class _Audit:
         return None
 
 
-def _can_be(refusal: str | None, freed: int, amount: int, balance: int) -> bool:
-    """Whether a change can have been refused so, whatever the minimum balance was; it is never above the balance.
+def _wrong_refusal(row: ChangeRow) -> str | None:
+    """Why a change can't have been refused so, whatever the minimum balance was; it is never above the balance."""
+    if row.payees is not None and (wrong := _wrong_payees(row)):
+        return f"a refused transfer: {wrong}"
+    if row.refusal == Refusal.BALANCE_LIMIT_EXCEEDED:
+        # A transfer's payee may have been full, and what that had is not recorded.
+        can_be = row.payees is not None or row.balance + row.amount > BALANCE_LIMIT
+    else:
+        can_be = row.refusal == Refusal.INSUFFICIENT_FUNDS and row.amount < (row.hold_amount or 0)
+    if can_be:
+        return None
+    return f"a change by {row.amount} at a balance of {row.balance} can't have been refused for {row.refusal}"
 
-    `freed`: what the change adds to what is available.
-    """
-    if refusal == Refusal.BALANCE_LIMIT_EXCEEDED:
-        return balance + amount > BALANCE_LIMIT
-    return refusal == Refusal.INSUFFICIENT_FUNDS and freed < 0
+
+def _wrong_payees(row: ChangeRow) -> str | None:
+    """What is wrong with whom a transfer pays, seen by itself."""
+    known = [part for part in row.payees or () if part is not None]
+    user_ids, amounts = known[::2], known[1::2]
+    others_by_id = sorted({*user_ids} - {row.user_id})
+    if known != row.payees or len(known) % 2 or user_ids != others_by_id or min(amounts, default=0) < 1:
+        return "its payees are no list of other users, by id, with what each gets"
+    if sum(amounts) != -row.amount:
+        return f"it takes {-row.amount} and pays {sum(amounts)}"
+    return None
 
 
 def progress_bar(done: int, total: int) -> None:
