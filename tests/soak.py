@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,15 +20,19 @@ import aiohttp
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from atomic_balance.changes import BALANCE_LIMIT
 from atomic_balance.postgres.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service
+from tests.soak_transfers import TransferAsked, TransferLoad, transfers_against_the_journal
 
 WORKERS = 40
 HOT_USER = 1
 USERS = range(1, 60)
 OPENING = 1_000
+FULL_USER = 60
+"""A user with room for little more."""
 CALM_SECONDS = (0.3, 2.0)
 """The shortest and the longest time between two faults."""
 PATIENCE_SECONDS = 120
@@ -132,6 +136,7 @@ class Load:
         self.asked: list[Asked] = []
         self.holds: list[HoldAsked] = []
         self.opened: set[int] = set()
+        self.transfers = TransferLoad(urls, random.Random(chance.random()), self.opened, USERS)
         self._urls = urls
         self._chance = chance
 
@@ -139,17 +144,22 @@ class Load:
         """Ask until the time is over."""
         while time.monotonic() < until:
             kind = self._chance.random()
-            if kind < 0.10:
+            if kind < 0.08:
                 await self._bulk(client)
-            elif kind < 0.15:
+            elif kind < 0.12:
                 await self._open(client)
-            elif kind < 0.40:
+            elif kind < 0.32:
                 await self._hold(client)
+            elif kind < 0.38:
+                await self.transfers.bulk(client)
+            elif kind < 0.62:
+                await self.transfers.one(client)
             else:
-                await self._update(client, repeats=self._chance.choice((0, 0, 0, 1, 3)) if kind < 0.7 else None)
+                await self._update(client, repeats=self._chance.choice((0, 0, 0, 1, 3)) if kind < 0.82 else None)
 
     async def open(self, client: aiohttp.ClientSession, user_id: int) -> None:
-        body = {"balance": OPENING, "minimumBalance": -50 if user_id % 3 == 0 else 0}
+        balance = BALANCE_LIMIT - OPENING if user_id == FULL_USER else OPENING
+        body = {"balance": balance, "minimumBalance": -50 if user_id % 3 == 0 else 0}
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             async with client.put(f"{self._url()}/api/users/{user_id}", json=body) as answer:
                 assert answer.status in (200, 201, 503), (answer.status, await answer.text())
@@ -380,7 +390,7 @@ def held_against_the_journal(asked: list[Asked], url: str) -> list[str]:
     with psycopg.connect(url) as connection:
         for user_id, reference, *row in connection.execute(
             "SELECT user_id, reference, version, amount, balance, idempotency_key FROM balance_changes"
-            " WHERE hold_amount IS NULL"
+            " WHERE hold_amount IS NULL AND payees IS NULL AND payer IS NULL"
         ):
             rows[user_id, reference].append(Row(*row))
     wrong = []
@@ -423,7 +433,7 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
             try:
                 load = Load(services.urls, random.Random(seed + 1))
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    for user_id in USERS[:10]:
+                    for user_id in (*USERS[:10], FULL_USER):
                         while user_id not in load.opened:
                             await load.open(client, user_id)
                 faults = Faults(server, proxy, services, chance)
@@ -442,13 +452,16 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
             finally:
                 await services.stop()
         wrong = held_against_the_journal(load.asked, server.url) + holds_against_the_journal(load.holds, server.url)
-        wrong += verify(server.url).differences
-        answers = Counter(answer.status for asked in load.asked for answer in asked.answers)
-        replays = sum(answer.replayed for asked in load.asked for answer in asked.answers)
+        wrong += transfers_against_the_journal(load.transfers.asked, server.url)
+        found = verify(server.url)
+        wrong += found.differences
+        if found.money.made:
+            wrong.append(f"money is not what it was: {found.money}")
         summary = (
-            f"{len(load.asked):,} changes asked for, {replays:,} replays; answers by status (0: none): "
-            f"{', '.join(f'{status}: {count:,}' for status, count in sorted(answers.items()))}\n"
+            f"{len(load.asked):,} updates asked for, {_answers(load.asked)}\n"
+            f"{len(load.transfers.asked):,} transfers asked for, {_answers(load.transfers.asked)}\n"
             f"{len(load.holds):,} holds; ends that were said: {_by_end(load.holds)}\n"
+            f"money: {found.money.balances:,} in {found.accounts:,} accounts\n"
             f"faults: {', '.join(f'{name} {count}' for name, count in sorted(faults.counts.items()))}"
         )
         return summary, wrong
@@ -462,6 +475,13 @@ async def _holds_expire(server: KillableServer) -> bool:
         )
         row = await cursor.fetchone()
     return bool(row and row[0])
+
+
+def _answers(all_asked: Sequence[Asked | TransferAsked]) -> str:
+    statuses = Counter(answer.status for asked in all_asked for answer in asked.answers)
+    replays = sum(answer.replayed for asked in all_asked for answer in asked.answers)
+    by_status = ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items()))
+    return f"{replays:,} replays; answers by status (0: none): {by_status}"
 
 
 def _by_end(holds: list[HoldAsked]) -> str:
