@@ -57,7 +57,9 @@ def main() -> None:
         set_up_logs(settings.log_level)
         with _database(settings) as url:
             where = "DATABASE_URL" if settings.database_url else f"embedded PostgreSQL, data in {settings.data_dir}"
-            settings = msgspec.structs.replace(settings, database_url=url)
+            settings = msgspec.structs.replace(
+                settings, database_url=url, demo=settings.demo or settings.database_url is None
+            )
             if arguments.command == "migrate":
                 applied = migrate(settings.migrations_url, settings.citus)
                 print("\n".join(f"applied {name}" for name in applied) or "the schema is current")

@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         | None
     ) = None
     allow_anonymous: Annotated[bool, Meta(description="true or false")] = False
+    demo: Annotated[bool, Meta(description="true or false")] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="one of debug, info, warning, error")
     ] = "info"
@@ -108,6 +109,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     def read_tokens(self) -> list[str]:
         """The tokens that let a caller read, and no more."""
         return _separate(self.read_token)
+
+    @property
+    def offers_races(self) -> bool:
+        """Whether the live page offers its races, which open accounts and change them."""
+        return self.demo and not self.read_tokens
 
     @property
     def allowed_host_names(self) -> list[str]:

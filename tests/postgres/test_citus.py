@@ -51,6 +51,7 @@ OF_A_BATCH = {
     "count_overdue_holds",
     "expired_holds",
     "read_holds",
+    "sum_balances",
 }
 OF_NO_USER = {"applied_migrations", "take_expiry_turn"}
 

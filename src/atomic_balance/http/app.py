@@ -16,7 +16,17 @@ from atomic_balance.commit.expiry import Expiry
 from atomic_balance.commit.group_commit import GroupCommit, Limits
 from atomic_balance.commit.hold_reader import HoldReader
 from atomic_balance.http import live
-from atomic_balance.http.app_keys import ACCOUNTS, BODIES, DRAINING, GROUP_COMMIT, HOLDS, METRICS, OPENAPI, READINESS
+from atomic_balance.http.app_keys import (
+    ACCOUNTS,
+    BODIES,
+    DRAINING,
+    GROUP_COMMIT,
+    HOLDS,
+    METRICS,
+    OFFERS_RACES,
+    OPENAPI,
+    READINESS,
+)
 from atomic_balance.http.authorization import OPEN_PATHS, Tokens, answer_if_allowed
 from atomic_balance.http.bodies import Bodies
 from atomic_balance.http.endpoints import ENDPOINTS
@@ -64,6 +74,7 @@ def make_app(
     app[_HOST_CHECK] = host_check(settings)
     app[BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
     app[DRAINING] = asyncio.Event()
+    app[OFFERS_RACES] = settings.offers_races
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
     if metrics is None:

@@ -20,4 +20,6 @@ HOLDS = web.AppKey("holds", HoldReader)
 METRICS = web.AppKey("metrics", Metrics)
 OPENAPI = web.AppKey("openapi", bytes)
 """The OpenAPI document, as it is sent."""
+OFFERS_RACES = web.AppKey("offers_races", bool)
+"""Whether the live page offers its races."""
 READINESS = web.AppKey("readiness", ReadinessProbe)

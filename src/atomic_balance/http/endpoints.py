@@ -28,6 +28,8 @@ from atomic_balance.http.messages import (
     JournalPage,
     PageQuery,
     Readiness,
+    RingQuery,
+    RingTotal,
     Transfer,
     TransferredBalances,
     TransferResults,
@@ -404,5 +406,14 @@ ENDPOINTS = (
         "What happened in each second, as server-sent events",
         {200: Reply(None, "A stream without an end", content_type="text/event-stream")},
         errors=(*_ACCESS_ERRORS, "unavailable"),
+    ),
+    Endpoint(
+        "GET",
+        "/live/total",
+        live.ring_total,
+        "What a hundred accounts have together, for the live page's ring",
+        {200: Reply(RingTotal, "The sum of their balances at one moment", {"total": 100_000})},
+        errors=(*_READ_ERRORS, "not_found"),
+        parameters=(RingQuery,),
     ),
 )

@@ -8,9 +8,12 @@ from aiohttp import hdrs, web
 from msgspec import Struct, json
 
 from atomic_balance.changes import Refusal
-from atomic_balance.http.app_keys import DRAINING, METRICS
+from atomic_balance.http.app_keys import ACCOUNTS, DRAINING, METRICS, OFFERS_RACES
 from atomic_balance.http.errors import ApiError
-from atomic_balance.http.pages import LIVE, page_response
+from atomic_balance.http.handlers import answer_with
+from atomic_balance.http.messages import RingQuery, RingTotal
+from atomic_balance.http.pages import LIVE, LIVE_WITHOUT_RACES, page_response
+from atomic_balance.http.parsing import parse_query
 from atomic_balance.observe.counting import Numbers
 from atomic_balance.observe.metrics import Metrics
 
@@ -18,6 +21,7 @@ log = logging.getLogger("atomic_balance")
 
 PUBLISHER: "web.AppKey[Publisher]" = web.AppKey("publisher")
 FOLLOWERS_MAX = 1_000
+RING_ACCOUNTS = 100
 
 _PERIOD_SECONDS = 1.0
 
@@ -33,9 +37,17 @@ class Snapshot(Struct, frozen=True, rename="camel"):
     waiting: float
 
 
-async def page(_: web.Request) -> web.Response:
-    """GET /: the live page."""
-    return page_response(LIVE)
+async def page(request: web.Request) -> web.Response:
+    """GET /: the live page, without its races where they are not offered."""
+    return page_response(LIVE if request.app[OFFERS_RACES] else LIVE_WITHOUT_RACES)
+
+
+async def ring_total(request: web.Request) -> web.Response:
+    """GET /live/total: what the accounts of the page's ring have together, while money goes round."""
+    if not request.app[OFFERS_RACES]:
+        raise ApiError("not_found")
+    first = parse_query(RingQuery, request).first
+    return answer_with(RingTotal(await request.app[ACCOUNTS].total(first, first + RING_ACCOUNTS - 1)))
 
 
 class Publisher:

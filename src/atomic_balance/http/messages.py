@@ -248,6 +248,18 @@ class PageQuery(Request, frozen=True):
     before: Annotated[int, Meta(ge=1, le=2**63 - 1, description="a version, an integer from 1")] | None = None
 
 
+class RingQuery(Request, frozen=True):
+    """Which accounts run in a ring on the live page: `first` and those with the next ids."""
+
+    first: UserId
+
+
+class RingTotal(Answer, frozen=True):
+    """What the accounts of a ring have together, at one moment."""
+
+    total: int
+
+
 class UpdatedBalance(Answer, frozen=True, gc=False):
     """The balance right after the change."""
 

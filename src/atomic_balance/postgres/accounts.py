@@ -25,6 +25,7 @@ from atomic_balance.postgres.statements import (
     READ_HOLDS,
     READ_OPEN_HOLDS,
     SET_MINIMUM_BALANCE,
+    SUM_BALANCES,
     TAKE_EXPIRY_TURN,
 )
 from atomic_balance.settings import Settings
@@ -120,6 +121,11 @@ class Accounts:
         """The account of a user; None if there is no such user."""
         rows = await self._fetch(READ_ACCOUNT, user_id)
         return Account(user_id, *rows[0]) if rows else None
+
+    async def total(self, first: int, last: int) -> int:
+        """What the accounts with ids from `first` to `last` have together, at one moment."""
+        ((total,),) = await self._fetch(SUM_BALANCES, first, last)
+        return int(total)
 
     async def set_minimum_balance(self, user_id: int, minimum_balance: int) -> tuple[Account, bool] | None:
         """The account, and whether its minimum could be set; None if there is no such user."""

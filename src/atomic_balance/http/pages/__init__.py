@@ -20,6 +20,7 @@ def _read(name: str) -> bytes:
 
 DOCS = _read("docs")
 LIVE = _read("live")
+LIVE_WITHOUT_RACES = LIVE.replace(b"<body>", b'<body class="without-races">')
 
 
 def page_response(page: bytes) -> web.Response:
