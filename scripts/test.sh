@@ -18,4 +18,5 @@ ruff check
 ruff format --check
 lint-imports --no-logo --no-cache
 mypy
-pytest ${kinds[@]+"${kinds[@]}"} "$@"
+# Most of the time is waiting, so two share it: each file's tests stay together.
+pytest -n 2 --dist loadfile ${kinds[@]+"${kinds[@]}"} "$@"
