@@ -25,7 +25,7 @@ from atomic_balance.postgres.verify import verify
 from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.processes import Service, running_service
-from tests.soak_transfers import TransferAsked, TransferLoad, transfers_against_the_journal
+from tests.soak_transfers import BUSY, TransferAsked, TransferLoad, transfers_against_the_journal
 
 WORKERS = 40
 HOT_USER = 1
@@ -314,7 +314,7 @@ class Faults:
         self._proxy.latency_seconds = 0
 
     async def row_blocked(self) -> None:
-        user_id = self._chance.choice((HOT_USER, 2, 3))
+        user_id = self._chance.choice(BUSY)
         connection = await self._server.connection()
         await connection.execute("UPDATE users SET balance = balance WHERE id = %s", (user_id,))
         await asyncio.sleep(self._chance.choice((0.5, 4)))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import psycopg
 
+BUSY = (1, 2, 3)
+"""Users who pay and are paid more often than others; their rows are blocked now and then."""
 NOBODY = 1_000
 """A user who is never opened."""
 
@@ -88,13 +90,12 @@ class TransferLoad:
             asked.answers.append(answer)
 
     def _next(self, keyed: bool) -> TransferAsked:
-        payer = self._chance.choice(sorted(self._opened))
-        count = self._chance.choice((1, 1, 1, 2, 5))
-        # Mostly to those who exist, in the order of chance, and often to the first, who is busy anyway.
-        known = [1, *self._opened] if self._chance.random() < 0.9 else self._payees
-        payees = self._chance.sample([user_id for user_id in sorted({*known}) if user_id != payer], count)
-        if payer != 1 and self._chance.random() < 0.3:
-            payees = [1, *(user_id for user_id in payees if user_id != 1)]
+        opened = sorted(self._opened)
+        payer = self._chance.choice(opened if self._chance.random() < 0.6 else BUSY)
+        kind = self._chance.random()
+        known = opened if kind < 0.5 else BUSY if kind < 0.9 else self._payees
+        others = [user_id for user_id in known if user_id != payer]
+        payees = self._chance.sample(others, min(len(others), self._chance.choice((1, 1, 1, 2, 5))))
         number = len(self.asked)
         asked = TransferAsked(
             payer,

@@ -12,6 +12,7 @@ from atomic_balance.changes import (
     Refusal,
     Refused,
     Undecided,
+    capture,
     hold,
     transfer,
 )
@@ -26,7 +27,8 @@ FULL = 5
 async def transfers(database: Database) -> None:
     """User 1, of 100, has paid 60 to user 2 and 10 to user 3; user 3, of 100, paid 4 to user 2. Both had one refused.
 
-    User 2 was given 5 from outside, and has a hold of 1. User 5 is full.
+    User 2 was given 5 from outside, and has a hold of 1. User 3 had one of 8; 6 of it
+    were captured, to user 1. User 5 is full.
     """
     database.open(dict.fromkeys((1, 2, 3), 100) | {FULL: BALANCE_LIMIT})
     asked = {
@@ -36,6 +38,8 @@ async def transfers(database: Database) -> None:
         transfer(3, [Credit(2, 1), Credit(FULL, 1)], "full", None): Refused(Refusal.BALANCE_LIMIT_EXCEEDED),
         Change(2, 5, "from outside"): Applied,
         hold(2, "h", 1, 3_600, None): Applied,
+        hold(3, "c", 8, 3_600, None): Applied,
+        capture(3, "c", 8, 6, [Credit(1, 6)]): Applied,
     }
     async with committing(Settings(database_url=database.url)) as committer:
         for change, expected in asked.items():
@@ -46,7 +50,7 @@ async def transfers(database: Database) -> None:
 async def test_sound_transfers_pass(database: Database) -> None:
     await transfers(database)
     money = Money(300 + BALANCE_LIMIT + 5, 300 + BALANCE_LIMIT, 5)
-    assert verify(database.url) == Summary(4, 7, money, [])
+    assert verify(database.url) == Summary(4, 10, money, [])
 
 
 async def test_the_audit_passes_while_transfers_are_made(database: Database) -> None:
@@ -220,6 +224,22 @@ NO_CREDIT = "user 1: version 1: it pays 60 to user 2, and the journal has no suc
             ["user 1: version 1: it takes 70 and pays 71"],
             1,
             id="more paid than taken",
+        ),
+        pytest.param(
+            "UPDATE balance_changes SET payees = NULL WHERE user_id = 3 AND hold_amount < 0",
+            ["user 1: version 2: a credit of 6 by user 3, who has no such transfer"],
+            6,
+            id="no payees of a capture",
+        ),
+        pytest.param(
+            "UPDATE balance_changes SET payees = '{1,8}' WHERE user_id = 3 AND hold_amount < 0",
+            [
+                "user 3: version 4: it takes 6 and pays 8",
+                "user 3: version 4: it pays 8 to user 1, and the journal has no such credit",
+                "user 1: version 2: a credit of 6 by user 3, who has no such transfer",
+            ],
+            0,
+            id="a capture that pays more than it takes",
         ),
         pytest.param(
             "UPDATE balance_changes SET payees = '{2,501}' WHERE idempotency_key = 'too much'",
