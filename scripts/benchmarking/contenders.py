@@ -133,7 +133,7 @@ CONTENDERS: Mapping[str, Contender] = {
         partial(_handler, "bare-update", _postgres),
     ),
     loads.FOR_UPDATE: Contender(
-        "the handler, and a transaction: `SELECT ... FOR UPDATE`, look, `UPDATE`",
+        "the handler, and a transaction: `SELECT ... FOR UPDATE`, look, `UPDATE`; for a transfer both rows, by id",
         partial(_handler, "for-update", _postgres),
     ),
     loads.SERIALIZABLE: Contender(

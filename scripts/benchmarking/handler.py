@@ -68,6 +68,27 @@ async def _look_and_set(look: str, connection: asyncpg.Connection, asked: Body) 
     return _answer(asked, balance)
 
 
+async def no_database_transfer(balance: int, asked: Body) -> Body | None:
+    """The limit of transfers."""
+    to = [{"userId": payee["userId"], "newBalance": balance + payee["amount"]} for payee in asked["to"]]
+    return {"fromUserId": asked["fromUserId"], "newBalance": balance, "to": to}
+
+
+async def for_update_transfer(connection: asyncpg.Connection, asked: Body) -> Body | None:
+    """Lock the rows of payer and payee in the order of their ids, look, update both."""
+    payer, (payee,) = asked["fromUserId"], asked["to"]
+    amount, update = payee["amount"], "UPDATE users SET balance = $2 WHERE id = $1"
+    async with connection.transaction():
+        both = "SELECT id, balance FROM users WHERE id IN ($1, $2) ORDER BY id FOR UPDATE"
+        balances = dict(await connection.fetch(both, payer, payee["userId"]))
+        if balances[payer] < amount:
+            return None
+        await connection.execute(update, payer, balances[payer] - amount)
+        await connection.execute(update, payee["userId"], balances[payee["userId"]] + amount)
+    to = [{"userId": payee["userId"], "newBalance": balances[payee["userId"]] + amount}]
+    return {"fromUserId": payer, "newBalance": balances[payer] - amount, "to": to}
+
+
 def _answer(asked: Body, balance: int | None) -> Body | None:
     return None if balance is None or balance < 0 else {"userId": asked["userId"], "newBalance": balance}
 
@@ -108,9 +129,9 @@ async def in_redis(socket: str) -> Lend:
 
 # A name -> its store, and its way at each path.
 WAYS: Mapping[str, tuple[Callable[[str], Awaitable[Lend]], Mapping[str, Way]]] = {
-    "no-database": (nowhere, {"/api/balance/update": no_database}),
+    "no-database": (nowhere, {"/api/balance/update": no_database, "/api/balance/transfer": no_database_transfer}),
     "bare-update": (in_postgres, {"/api/balance/update": bare_update}),
-    "for-update": (in_postgres, {"/api/balance/update": for_update}),
+    "for-update": (in_postgres, {"/api/balance/update": for_update, "/api/balance/transfer": for_update_transfer}),
     "serializable": (in_postgres, {"/api/balance/update": serializable}),
     "redis": (in_redis, {"/api/balance/update": redis_script}),
 }

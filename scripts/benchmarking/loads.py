@@ -21,6 +21,7 @@ USERS = 1_000
 
 _CORE = (NO_DATABASE, SERVICE, BARE_UPDATE)
 _ALL = (*_CORE, FOR_UPDATE, SERIALIZABLE, PGBENCH, REDIS_ALWAYS, REDIS_EVERYSEC)
+_TRANSFERS = {1: (NO_DATABASE, SERVICE), 256: (NO_DATABASE, SERVICE, FOR_UPDATE)}
 
 
 class Load(NamedTuple):
@@ -55,5 +56,10 @@ LOADS: Mapping[str, Load] = {
     "holds": Load("one hot row, holds", {1: (SERVICE,), 256: (SERVICE,)}, ("hold",), users=1, status=201),
     "captures": Load(
         "one hot row, captures of holds", {1: (SERVICE,), 256: (SERVICE,)}, ("capture",), users=1, prepared_by="hold"
+    ),
+    "one payee": Load("1,000 payers, one payee", _TRANSFERS, ("transfer", 1), rows=2),
+    "transfers": Load("1,000 payers, 1,000 payees", _TRANSFERS, ("transfer", 0), rows=2),
+    "fifty transfers": Load(
+        "transfers among 50 accounts", {256: (SERVICE, FOUR_PROCESSES)}, ("transfer", 0), users=50, rows=2
     ),
 }

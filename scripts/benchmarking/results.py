@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from benchmarking.loads import BARE_UPDATE, FOUR_PROCESSES, LOADS, NO_DATABASE, SERVICE, WORKERS
+from benchmarking.loads import BARE_UPDATE, FOR_UPDATE, FOUR_PROCESSES, LOADS, NO_DATABASE, SERVICE, WORKERS
 
 Key = tuple[str, int, str]
 """Load, connections, contender."""
@@ -74,6 +74,11 @@ def floors(results: Results) -> Iterator[Floor]:
     for load in ("holds", "captures"):
         updates = results.ratios((load, 256, SERVICE), ("hot", 256, SERVICE))
         yield Floor(f"{LOADS[load].title}: rate, of updates", updates, 0.8)
+    for load, bound, aim, times in (("one payee", 0.5, 0.7, 7), ("transfers", 0.4, 0.6, 2)):
+        yield Floor(f"{LOADS[load].title}: rate, of {NO_DATABASE}", ratio(load, NO_DATABASE), bound, aim=aim)
+        yield Floor(f"{LOADS[load].title}: rate, times {FOR_UPDATE}", ratio(load, FOR_UPDATE), times)
+    lone = results.ratios(("transfers", 1, SERVICE), ("rows", 1, SERVICE), "p50_ms")
+    yield Floor("a lone transfer: median latency, times an update's", lone, 1.6, at_least=False)
     latency = ratio("hot", BARE_UPDATE, 1, "p50_ms")
     yield Floor(f"one connection: median latency, times {BARE_UPDATE}", latency, 1.4, at_least=False)
     for connections in (256, 1024):
@@ -82,12 +87,12 @@ def floors(results: Results) -> Iterator[Floor]:
         yield Floor(what, [many / few for many, few in pairs], 0.9)
     cpu = ratio("hot", NO_DATABASE, figure="service_us")
     yield Floor(f"one hot row: CPU per request, times {NO_DATABASE}", cpu, 1.25, at_least=False)
-    four = ("fifty", 256, FOUR_PROCESSES)
-    p99 = results.ratios(four, ("fifty", 256, SERVICE), "p99_ms")
+    p99 = results.ratios(("fifty", 256, FOUR_PROCESSES), ("fifty", 256, SERVICE), "p99_ms")
     yield Floor("four processes on 50 rows: p99, times that of one process", p99, 4, at_least=False)
-    failures = results.figures(four, "lock_failures")
-    what = "four processes on 50 rows: deadlocks and lock timeouts"
-    yield Floor(what, [sum(failures)] if failures else [], 0, at_least=False, digits=0)
+    for load in ("fifty", "fifty transfers"):
+        failures = results.figures((load, 256, FOUR_PROCESSES), "lock_failures")
+        what = f"four processes, {LOADS[load].title}: deadlocks and lock timeouts"
+        yield Floor(what, [sum(failures)] if failures else [], 0, at_least=False, digits=0)
     off = [
         abs(predicted / rate - 1)
         for key in ((load, 256, contender) for load in ("hot", "rows") for contender in WORKERS)

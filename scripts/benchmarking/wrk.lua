@@ -73,6 +73,19 @@ function loads.hold(_, _, prefix) return holds("PUT", '{"amount":2}', prefix, ""
 -- A capture of what the run before has placed with loads.hold, each hold once.
 function loads.capture(_, _, _, prefix_before) return holds("POST", "{}", prefix_before, "/capture") end
 
+-- A transfer between two accounts: from a random one to the first if `one_payee` is 1, else to a random one.
+function loads.transfer(users, one_payee)
+   local requests = {}
+   for i = 1, 5 * users do
+      local payee = one_payee == 1 and 1 or math.random(users)
+      local payer = (payee + math.random(users - 1) - 1) % users + 1
+      requests[i] = post(
+         "/api/balance/transfer", '{"fromUserId":' .. payer .. ',"to":[{"userId":' .. payee .. ',"amount":2}]}'
+      )
+   end
+   return function() return requests[math.random(#requests)] end
+end
+
 local threads = {}
 
 function setup(thread)
