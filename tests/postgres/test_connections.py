@@ -5,6 +5,7 @@ import itertools
 import random
 from collections import Counter
 
+import asyncpg
 import pytest
 
 from atomic_balance.postgres.accounts import Accounts
@@ -70,3 +71,30 @@ async def test_a_question_that_is_cancelled_ends_though_its_server_never_answers
                 async with asyncio.timeout(PATIENCE_SECONDS / 2):
                     await asyncio.wait({asking})
                 assert asking.cancelled()
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_connection_that_is_cancelled_as_it_is_opened_is_not_left_open(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Whichever step of the event loop the cancellation falls on."""
+    loop = asyncio.get_running_loop()
+    opened: list[asyncpg.Connection] = []
+    connect = asyncpg.connect
+
+    def cancel_after(count: int) -> None:
+        if count:
+            loop.call_soon(cancel_after, count - 1)
+        else:
+            opening.cancel()
+
+    async def connect_and_count(*arguments: object, **options: object) -> asyncpg.Connection:
+        opened.append(await connect(*arguments, **options))
+        cancel_after(steps)
+        return opened[0]
+
+    monkeypatch.setattr(asyncpg, "connect", connect_and_count)
+    opening = asyncio.create_task(open_connection(Settings(database_url=database_url)))
+    await asyncio.wait({opening})
+    assert opening.cancelled() == opened[0].is_closed()
+    opened[0].terminate()

@@ -35,9 +35,15 @@ async def open_connection(settings: Settings) -> asyncpg.Connection:
     finally:
         for task in asked:
             task.cancel()
-        for found in await asyncio.gather(*asked, return_exceptions=True):
-            if isinstance(found, asyncpg.Connection) and found is not chosen:
-                found.terminate()
+        try:
+            await asyncio.gather(*asked, return_exceptions=True)
+        except asyncio.CancelledError:
+            chosen = None  # who asked is gone, and would never close it
+            raise
+        finally:
+            for task in asked:
+                if not task.cancelled() and task.exception() is None and task.result() is not chosen:
+                    task.result().terminate()
     if chosen is None:
         raise UnreachableError(str(reason) if isinstance(reason, EncodingError) else "") from reason
     return chosen
