@@ -61,7 +61,7 @@ def main() -> None:
                 settings, database_url=url, demo=settings.demo or settings.database_url is None
             )
             if arguments.command == "migrate":
-                applied = migrate(settings.migrations_url, settings.citus)
+                applied = migrate(settings.migrations_url, settings.citus, settings.database_schema)
                 print("\n".join(f"applied {name}" for name in applied) or "the schema is current")
             elif arguments.command == "verify":
                 sys.exit(_verify(settings))
@@ -96,7 +96,7 @@ def _database(settings: Settings) -> Iterator[str]:
         return
     bin_dir = settings.postgres_bin_dir
     with embedded_postgres(Path(settings.data_dir), Path(bin_dir) if bin_dir else None) as url:
-        migrate(url)
+        migrate(url, schema=settings.database_schema)
         yield url
 
 
@@ -124,7 +124,7 @@ async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], r
 
 
 def _verify(settings: Settings) -> int:
-    found = verify(settings.url, progress_bar)
+    found = verify(settings.url, progress_bar, settings.database_schema)
     for difference in found.differences:
         print(difference)
     print(_all_money(found.money))

@@ -146,9 +146,14 @@ async def test_an_account_is_shown_with_its_latest_changes(browser: Browser, ser
     await expect(page.locator("#balance")).to_have_text("13, available 13")
     await expect(page.locator("#details")).to_have_text("held 0, at least 0, version 3")
     await expect(page.locator("#holds")).to_be_hidden()
-    await expect(page.locator("#changes tr")).to_have_count(4)
+    await expect(page.locator("#changes tr")).to_have_count(5)
     rows = await page.locator("#changes tr").all_inner_texts()
-    assert [row.split() for row in rows[1:]] == [["3", "1", "13"], ["2", "1", "12"], ["1", "1", "11"]]
+    assert [row.split() for row in rows[1:]] == [
+        ["3", "1", "13"],
+        ["2", "1", "12"],
+        ["1", "1", "11"],
+        ["0", "10", "10", "opening"],
+    ]
     assert wrong == []
     assert await overflow(page) == 0
     await page.get_by_label("user id").fill("2")
@@ -182,6 +187,7 @@ async def test_an_account_is_shown_with_what_is_held_and_its_open_holds(browser:
         ["3", "0", "1", "10", ""],
         ["2", "0", "2", "10", ""],
         ["1", "0", "3", "10", "order 1"],
+        ["0", "10", "", "10", "opening"],
     ]
     for width, height in SIZES.values():
         await page.set_viewport_size({"width": width, "height": height})

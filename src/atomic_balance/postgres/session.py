@@ -15,6 +15,7 @@ from atomic_balance.postgres.statements import (
     APPLY_TRANSFERS,
     BLOCKED_ACCOUNTS,
     RECORD_REFUSALS,
+    in_schema,
 )
 from atomic_balance.settings import Settings
 
@@ -92,6 +93,7 @@ class Session:
         self._connection = connection
         self._statement_seconds = settings.statement_seconds
         self._citus = settings.citus
+        self._schema = settings.database_schema
 
     @property
     def closed(self) -> bool:
@@ -206,7 +208,7 @@ class Session:
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         try:
             rows: list[asyncpg.Record] = await self._connection.fetch(
-                statement, *arguments, timeout=self._statement_seconds
+                in_schema(statement, self._schema), *arguments, timeout=self._statement_seconds
             )
         except Exception as error:
             raise StatementError(failure_of(error, self._citus)) from error
