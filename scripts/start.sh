@@ -30,10 +30,16 @@ setting() { # setting NAME DEFAULT: from the environment, else from .env
 wait_until_ready() { # wait_until_ready SECONDS COMMAND...: gives up after SECONDS, or when COMMAND fails
     local give_up=$((SECONDS + $1))
     until curl --silent --fail --max-time 2 --output /dev/null "$url/readyz"; do
-        "${@:2}" || die "the service ended before it was ready, see above"
-        [ "$SECONDS" -lt "$give_up" ] || die "the service is not ready after $1 s, see above"
+        "${@:2}" 2> /dev/null || die "the service ended before it was ready, see above"
+        [ "$SECONDS" -lt "$give_up" ] || die "the service is not ready after $1 s, see $url/readyz"
         sleep 0.1
     done
+}
+
+refuse_a_busy_port() { # or what answers there would be taken for the service
+    local status=0
+    curl --silent --max-time 2 --output /dev/null "$url/healthz" || status=$?
+    [ "$status" = 7 ] || die "something else answers at $url: stop it, or choose another port with PORT"
 }
 
 greet() {
@@ -81,6 +87,7 @@ if [ "$mode" = docker ]; then
     compose logs --follow --tail 20 &
     wait $! || true
 else
+    refuse_a_busy_port
     ./scripts/install.sh
     .venv/bin/atomic-balance serve &
     service=$!

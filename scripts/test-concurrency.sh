@@ -2,11 +2,20 @@
 # The reference race: opens a fresh account with 10,000, sends 10,000 concurrent requests that each withdraw 2, and
 # exits 0 only if exactly 5,000 succeeded, exactly 5,000 were refused with "Insufficient funds" and the balance is 0.
 # Needs bash, curl and jq, and a running service. Can be repeated: each run opens an account of its own.
-# Settings, in the environment: BASE_URL (http://127.0.0.1:3000), REQUESTS (10000), AMOUNT (2), BALANCE (10000),
+# Usage: scripts/test-concurrency.sh [--help]
+# Settings, in the environment: BASE_URL (http://127.0.0.1:PORT), PORT (3000), REQUESTS (10000), AMOUNT (2), BALANCE (10000),
 # PARALLEL (200): how many requests are under way at any time, API_TOKEN, if the service wants one.
 set -euo pipefail
 
-base_url=${BASE_URL:-http://127.0.0.1:3000}
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
+
+case ${1:-} in
+    '') ;;
+    --help | -h) usage; exit ;;
+    *) usage >&2; exit 2 ;;
+esac
+
+base_url=${BASE_URL:-http://127.0.0.1:${PORT:-3000}}
 requests=${REQUESTS:-10000} amount=${AMOUNT:-2} balance=${BALANCE:-10000} parallel=${PARALLEL:-200}
 
 die() {
@@ -40,12 +49,12 @@ want_refused=$((requests - want_applied))
 want_balance=$((balance - want_applied * amount))
 echo "User $user has $balance; $requests requests withdraw $amount each, $parallel at a time."
 
-# The number in the query gives each answer a file of its own; the service ignores it.
+# The number in the fragment gives each answer a file of its own; it is not sent.
 mkdir "$work/body"
 started=$(date +%s%N)
 curl --silent --parallel --parallel-immediate --parallel-max "$parallel" -X POST "${headers[@]}" \
     -d "{\"userId\":$user,\"amount\":-$amount}" --output "$work/body/#1" --write-out '%{http_code} %{filename_effective}\n' \
-    "$base_url/api/balance/update?[1-$requests]" > "$work/answers" 2> /dev/null &
+    "$base_url/api/balance/update#[1-$requests]" > "$work/answers" 2> /dev/null &
 curl_pid=$!
 while kill -0 "$curl_pid" 2> /dev/null; do
     if [ -t 2 ]; then printf '\r%d of %d answered' "$(wc -l < "$work/answers")" "$requests" >&2; fi

@@ -83,8 +83,10 @@ async def test_start_serves_and_ctrl_c_stops_all_of_it(checkout: Path, port: int
 
 async def test_the_race_script_twice_in_a_row(checkout: Path, port: int) -> None:
     process, _ = await started(checkout, port)
-    environment = {"BASE_URL": f"http://127.0.0.1:{port}"}
-    for _ in range(2):
+    status, output = await run("./scripts/start.sh", "--local", directory=checkout, environment={"PORT": str(port)})
+    busy = f"something else answers at http://127.0.0.1:{port}: stop it, or choose another port with PORT"
+    assert (status, output) == (1, f"error: {busy}\n")
+    for environment in ({"BASE_URL": f"http://127.0.0.1:{port}"}, {"PORT": str(port)}):
         status, output = await run("./scripts/test-concurrency.sh", directory=checkout, environment=environment)
         assert status == 0, output
         assert re.search(r"200, with the new balance +5000 +5000  ok", output)
@@ -94,6 +96,13 @@ async def test_the_race_script_twice_in_a_row(checkout: Path, port: int) -> None
     assert (status, "33         33  ok" in output) == (0, True), output
     os.killpg(process.pid, signal.SIGINT)
     await process.communicate()
+
+
+async def test_the_race_script_says_how_it_is_used(checkout: Path) -> None:
+    status, output = await run("./scripts/test-concurrency.sh", "--help", directory=checkout)
+    assert (status, output.startswith("The reference race: "), "BASE_URL" in output) == (0, True, True)
+    status, output = await run("./scripts/test-concurrency.sh", "--fast", directory=checkout)
+    assert (status, "Usage: scripts/test-concurrency.sh" in output) == (2, True)
 
 
 async def test_the_race_script_fails_where_nothing_answers(checkout: Path) -> None:

@@ -1,12 +1,18 @@
 """The command line: it says what it can do, and what is wrong in one line."""
 
+import asyncio
+import re
 import socket
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from tests.processes import run
+from tests.client import update
+from tests.database import Database
+from tests.fault_proxy import Link
+from tests.processes import Service, run, running_service
 
 COMMAND = (sys.executable, "-m", "atomic_balance")
 
@@ -19,6 +25,8 @@ async def test_help_names_every_command(tmp_path: Path) -> None:
         "migrate",
         "verify",
         "open",
+        "import",
+        "export",
     ]
     assert "Exit status: 0 done; 1 failed" in output
 
@@ -33,7 +41,8 @@ async def test_the_version(tmp_path: Path) -> None:
     [
         (("sevre",), "invalid choice: 'sevre'"),
         (("open", "0", "5"), "argument user_id: expected an integer from 1 to 9007199254740991"),
-        (("open", "1", "much"), "argument balance: expected an integer from minimumBalance"),
+        (("open", "1", "much"), "argument balance: expected an integer from 0 to 9007199254740991"),
+        (("open", "1", "-5"), "argument balance: expected an integer from 0 to 9007199254740991"),
     ],
 )
 async def test_a_wrong_argument_is_named(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -65,3 +74,67 @@ async def test_commands_on_a_database(database_url: str, tmp_path: Path) -> None
     ):
         result = await run(*COMMAND, *arguments, directory=tmp_path, environment=environment)
         assert result == (0, expected)
+
+
+@pytest.mark.parametrize("command", [("open", "1", "10"), ("verify",), ("serve",)])
+async def test_a_schema_that_is_not_there_is_one_line(
+    empty_database_url: str, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    environment = {"DATABASE_URL": empty_database_url}
+    status, output = await run(*COMMAND, *command, directory=tmp_path, environment=environment)
+    assert status == 1
+    assert re.fullmatch(r"atomic-balance: the schema is behind, without 0001-users, .*: run .* migrate\n", output)
+
+
+@pytest.mark.parametrize("command", [("open", "1", "10"), ("verify",), ("serve",)])
+async def test_a_role_without_a_grant_is_one_line(database: Database, tmp_path: Path, command: tuple[str, ...]) -> None:
+    role = f"poor_{database.name}"
+    database.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        url = database.url.replace("postgres@", f"{role}@")
+        assert url != database.url
+        status, output = await run(*COMMAND, *command, directory=tmp_path, environment={"DATABASE_URL": url})
+        assert (status, output) == (1, "atomic-balance: database: permission denied for table _yoyo_migration\n")
+    finally:
+        database.execute(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(("part", "said"), [("/{name}", "does not exist"), ("//postgres@", "nobody")])
+async def test_a_database_that_will_never_do_ends_the_start(
+    database: Database, tmp_path: Path, part: str, said: str
+) -> None:
+    """It is not waited for: its name, or the role."""
+    part = part.format(name=database.name)
+    assert part in database.url
+    url = database.url.replace(part, part.replace("postgres@", "nobody@").replace(f"{database.name}", "no_such"))
+    status, output = await run(*COMMAND, "serve", directory=tmp_path, environment={"DATABASE_URL": url})
+    assert (status, said in output, len(output.splitlines())) == (1, True, 1), output
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_database_that_is_away_at_the_start_is_waited_for(
+    database: Database, caller: aiohttp.ClientSession, tmp_path: Path, workers: str
+) -> None:
+    """The process lives, is not ready, and says why; when the database answers, it serves."""
+
+    async def asked(service: Service, path: str) -> tuple[int, str]:
+        async with caller.get(service.url + path) as answer:
+            return answer.status, await answer.text()
+
+    database.open({1: 10})
+    async with database.proxied() as (proxy, url):
+        proxy.greet = Link.cut
+        environment = {"DATABASE_URL": url, "WORKERS": workers}
+        async with running_service(environment, tmp_path) as service:
+            assert (await asked(service, "/healthz"))[0] == 200
+            status, text = await asked(service, "/readyz")
+            assert status == 503
+            assert re.search('"database":"has not answered for .*"schema":"not known"', text), text
+            assert any("the database can't be reached" in line and "not ready" in line for line in service.log)
+            proxy.greet = None
+            async with asyncio.timeout(30):
+                while True:
+                    if (await asked(service, "/readyz"))[0] == 200:
+                        break
+                    await asyncio.sleep(0.1)
+                assert await update(caller, -3, url=service.url) == (200, '{"userId":1,"newBalance":7}')

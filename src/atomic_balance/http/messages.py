@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from atomic_balance.changes import BALANCE_LIMIT, Account
+from atomic_balance.changes import BALANCE_LIMIT, Account, Balance, MinimumBalance, UserId
 
 UPDATES_MAX = 1_000
 PAYEES_MAX = 100
@@ -22,7 +22,6 @@ PAYEE_BYTES_MAX = 256
 ACCOUNT_BYTES_MAX = 1024
 """The most bytes of an opening or a patch. Names and numbers have 170, all escaped; the rest is for white space."""
 
-UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 Amount = Annotated[
     int,
     Meta(
@@ -31,18 +30,6 @@ Amount = Annotated[
         description=f"an integer other than 0, from -{BALANCE_LIMIT} to {BALANCE_LIMIT}",
         extra_json_schema={"not": {"const": 0}},
     ),
-]
-Balance = Annotated[
-    int,
-    Meta(
-        ge=-BALANCE_LIMIT,
-        le=BALANCE_LIMIT,
-        description=f"an integer from minimumBalance (0 unless given) to {BALANCE_LIMIT}",
-    ),
-]
-MinimumBalance = Annotated[
-    int,
-    Meta(ge=-BALANCE_LIMIT, le=BALANCE_LIMIT, description=f"an integer from -{BALANCE_LIMIT} to {BALANCE_LIMIT}"),
 ]
 Reference = Annotated[
     str,

@@ -6,7 +6,6 @@ What lies across accounts - the legs of transfers, and all money - the server co
 import contextlib
 import heapq
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -285,12 +284,3 @@ def _wrong_payees(row: ChangeRow) -> str | None:
     if sum(amounts) != -row.amount:
         return f"it takes {-row.amount} and pays {sum(amounts)}"
     return None
-
-
-def progress_bar(done: int, total: int) -> None:
-    """Draw how far the audit is, where standard error is a terminal."""
-    if sys.stderr.isatty():
-        share = done / total if total else 1
-        bar = "#" * int(40 * share)
-        end = "\n" if done == total else ""
-        print(f"\rverify [{bar:40}] {done:,} of {total:,} changes", end=end, file=sys.stderr, flush=True)
