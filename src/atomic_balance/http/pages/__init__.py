@@ -15,7 +15,9 @@ _HEADERS = {
 
 
 def _read(name: str) -> bytes:
-    return resources.files(__name__).joinpath(f"{name}.html").read_bytes()
+    folder = resources.files(__name__)
+    page = folder.joinpath(f"{name}.html").read_bytes()
+    return page.replace(b"/* token.js */\n", folder.joinpath("token.js").read_bytes())
 
 
 DOCS = _read("docs")
