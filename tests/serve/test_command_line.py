@@ -27,6 +27,8 @@ async def test_help_names_every_command(tmp_path: Path) -> None:
         "open",
         "import",
         "export",
+        "psql",
+        "pg_dump",
     ]
     assert "Exit status: 0 done; 1 failed" in output
 
