@@ -46,7 +46,14 @@ OF_ONE_USER = {
     "set_minimum_balance": "1, -5",
 }
 OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}
-BETWEEN_USERS = {"list_accounts", "verify_money", "verify_transfers"}
+BETWEEN_USERS = {
+    "export_accounts",
+    "import_accounts",
+    "import_differences",
+    "list_accounts",
+    "verify_money",
+    "verify_transfers",
+}
 OF_A_BATCH = {
     "apply_transfers",
     "blocked_accounts",
@@ -56,7 +63,7 @@ OF_A_BATCH = {
     "read_holds",
     "sum_balances",
 }
-OF_NO_USER = {"applied_migrations", "take_expiry_turn"}
+OF_NO_USER = {"applied_migrations", "import_table", "take_expiry_turn"}
 
 
 @pytest.fixture
