@@ -107,6 +107,7 @@ def test_what_was_opened_otherwise_is_named_and_nothing_is_changed(database: Dat
         (f"1,{'[' * 100_000}", BALANCE),
         ('1,"2', BALANCE),
         ('1,"1"2', BALANCE),
+        ('2"1",1', USER),
         ("1", "expected 2 values, found 1"),
         ("", "expected 2 values, found 1"),
         ("1,2,", "expected 2 values, found 3"),
