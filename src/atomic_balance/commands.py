@@ -129,7 +129,8 @@ def _import(settings: Settings, arguments: argparse.Namespace) -> int:
 
         def progress(lines: int, ended: bool) -> None:
             done = lines if size is None else file.tell()
-            draw(done, done if ended else size)
+            if ended or done != size:  # or the full bar is drawn twice
+                draw(done, done if ended else size)
             if ended and sys.stderr.isatty():
                 print("opening the accounts, which takes longer", file=sys.stderr)
 
