@@ -92,8 +92,8 @@ def _argument(shape: Any) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         try:
-            return msgspec.convert(text, shape, strict=False)
-        except msgspec.ValidationError as error:
+            return msgspec.json.decode(text, type=shape)  # as a request is read: 10.00 is not 10
+        except (msgspec.DecodeError, UnicodeError) as error:
             raise argparse.ArgumentTypeError(f"expected {shape.__metadata__[0].description}") from error
 
     return parse

@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
-import io
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -16,7 +16,7 @@ from atomic_balance.http.authorization import Tokens
 from atomic_balance.observe.counting import shared_numbers
 from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
-from atomic_balance.postgres.accounts_csv import WRONG_LINES_MAX, export_accounts, import_accounts
+from atomic_balance.postgres.accounts_csv import export_accounts, import_accounts
 from atomic_balance.postgres.client_programs import run_client_program
 from atomic_balance.postgres.connections import connection_pool
 from atomic_balance.postgres.failures import MISCONFIGURED, UnreachableError
@@ -123,19 +123,25 @@ def _import(settings: Settings, arguments: argparse.Namespace) -> int:
     run(check_schema(settings))
     name = arguments.file
     with _opened(name, "rb", sys.stdin.buffer) as file:
-        size = os.fstat(file.fileno()).st_size if name != "-" else None
-        draw = progress_bar("import", "lines" if size is None else "bytes")
-        found = import_accounts(
-            settings.url,
-            io.TextIOWrapper(file, encoding="utf-8-sig", newline=""),
-            lambda count: draw(count if size is None else file.tell(), size),
-            settings.database_schema,
-        )
+        status = os.fstat(file.fileno())
+        size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        draw = progress_bar("read", "lines" if size is None else "bytes")
+
+        def progress(lines: int, ended: bool) -> None:
+            done = lines if size is None else file.tell()
+            if ended or done != size:  # or the full bar is drawn twice
+                draw(done, done if ended else size)
+            if ended and sys.stderr.isatty():
+                print("opening the accounts, which takes longer", file=sys.stderr)
+
+        found = import_accounts(settings.url, file, progress, settings.database_schema)
     for wrong in found.wrong:
         print(wrong)
     if found.wrong:
-        more = " at least" if len(found.wrong) == WRONG_LINES_MAX else ""
-        return failed(f"nothing was imported:{more} {len(found.wrong)} lines are wrong", 1)
+        more = found.wrong_in_all - len(found.wrong)
+        if more:
+            print(f"and {more:,} more")
+        return failed(f"nothing was imported: {found.wrong_in_all:,} lines are wrong", 1)
     print(f"{found.opened:,} accounts opened, {found.open_already:,} were open already")
     return 0
 
@@ -151,16 +157,15 @@ def _export(settings: Settings, arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _opened(name: str, mode: str, standard: BinaryIO) -> Iterator[BinaryIO]:
-    """The file `name`, or `standard` for `-`. Raises StartError."""
-    if name == "-":
-        yield standard
-        return
+    """The file `name`, or `standard` for `-`. Raises StartError where it can't be opened, read or written."""
     try:
-        file = cast(BinaryIO, Path(name).open(mode))  # noqa: SIM115
+        if name == "-":
+            yield standard
+        else:
+            with Path(name).open(mode) as file:
+                yield cast(BinaryIO, file)
     except OSError as error:
         raise StartError(f"{name}: {error.strerror}") from error
-    with file:
-        yield file
 
 
 def _run_client_program(settings: Settings, arguments: argparse.Namespace) -> int:

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 
 from atomic_balance.postgres.verify import verify
-from tests.database import Database
-from tests.docs.pasting import bash, blocks
+from tests.database import Database, until
+from tests.docs.pasting import bash, blocks, proxy_before
+from tests.fault_proxy import Link
 from tests.processes import ROOT, running_service
 
 pytestmark = [
@@ -27,9 +28,16 @@ pytestmark = [
 PAGE = (ROOT / "docs" / "adopting.md").read_text()
 USERS, WRITERS = 40, 4
 CENTS = 5_000
+LOST_SHARE = 0.3
 SLOW = """
 CREATE FUNCTION take_a_while() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$;
 CREATE TRIGGER take_a_while BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION take_a_while();
+"""
+
+
+TRY_ONCE = """
+with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    print(apply(connection, "k"))
 """
 
 
@@ -115,8 +123,17 @@ async def test_users_move_to_the_service_and_back_while_payments_go_on(
                         break
                     await asyncio.sleep(0.05)
 
-        async with running_service(environment, tmp_path) as service:
-            monkeypatch.setenv("BALANCE_URL", service.url)
+        chance = random.Random(4711)
+        cut: list[Link] = []
+
+        def lose_some_answers(link: Link) -> None:
+            if chance.random() < LOST_SHARE:
+                link.cut_at_answer()
+                cut.append(link)
+
+        async with running_service(environment, tmp_path) as service, proxy_before(service) as proxy:
+            proxy.greet = lose_some_answers
+            monkeypatch.setenv("BALANCE_URL", f"http://127.0.0.1:{proxy.port}")
             with Application(empty_database_url, tmp_path / "apply.py") as application:
                 await more()
                 assert "40 accounts opened, 0 were open already" in await pasted(move)
@@ -128,6 +145,7 @@ async def test_users_move_to_the_service_and_back_while_payments_go_on(
                 await more()
             assert application.faults == []
         assert application.open_seen > 0  # some came while their users moved
+        assert any(link.bytes_answered for link in cut)
         assert database.execute("SELECT count(*) FROM payments WHERE state = 'open'") == [(0,)]
         assert database.execute("SELECT DISTINCT home FROM accounts") == [("table",)]
         wrong = database.execute(
@@ -141,7 +159,7 @@ async def test_users_move_to_the_service_and_back_while_payments_go_on(
 
 
 async def test_a_move_that_stopped_half_way_is_gone_on_with(empty_database_url: str, tmp_path: Path) -> None:
-    """Each step can be done again."""
+    """Each step can be done again; where one fails it ends there, and the check sees who has no account."""
     with Database(empty_database_url) as database:
         for script in by_language("sql")[:1]:
             database.execute(script)
@@ -154,5 +172,61 @@ async def test_a_move_that_stopped_half_way_is_gone_on_with(empty_database_url: 
         assert len(steps) == 4
         printed = await bash("".join(step for step in steps for _ in range(2)), tmp_path, environment)
         assert printed == "2 accounts opened, 0 were open already\n0 accounts opened, 2 were open already\n"
+        database.execute("ALTER TABLE users DROP CONSTRAINT users_balance_check")
+        database.execute(
+            "WITH cy AS (INSERT INTO users (name, balance) VALUES ('Cy', -1) RETURNING id)"
+            " INSERT INTO accounts (user_id) SELECT id FROM cy"
+        )
+        printed = await bash(f"{{ {move} }} || echo stopped", tmp_path, environment)
+        assert (printed.count("line 2: balance: expected"), printed.endswith("stopped\n")) == (1, True)
+        assert database.execute("SELECT home, count(*) FROM accounts GROUP BY 1 ORDER BY 1") == [
+            ("moving", 1),
+            ("service", 2),
+        ]
+        database.execute("UPDATE accounts SET home = 'service'")
+        assert (await bash(check, tmp_path, environment)).startswith("1\n")
+        database.execute("DELETE FROM accounts WHERE number > 2")
         assert (await bash(check, tmp_path, environment)).startswith("0\n")
         assert database.execute("SELECT balance FROM balances.users ORDER BY 1") == [(0,), (1250,)]
+
+
+async def test_users_move_back_while_their_open_payments_are_tried(empty_database_url: str, tmp_path: Path) -> None:
+    """A payment was applied and its answer lost; it is tried again while the statements of the way back run."""
+    with Database(empty_database_url) as database:
+        environment = {
+            "DATABASE_URL": empty_database_url,
+            "DATABASE_SCHEMA": "balances",
+            "BALANCE_URL": "http://[::1]:9",
+        }
+        install, move, _, back = by_language("bash")
+        users, accounts, payments = by_language("sql")
+        database.execute(users)
+        database.execute("INSERT INTO users (name, balance) VALUES ('Ada', 12.5)")
+        await bash(install, tmp_path, environment)
+        database.execute(accounts)
+        database.execute(payments)
+        await bash(move, tmp_path, environment)
+        database.execute("INSERT INTO payments (key, user_id, cents) SELECT 'k', id, -250 FROM users")
+        database.execute("UPDATE balances.users SET balance = 1000, version = 1")
+        database.execute(
+            "INSERT INTO balances.balance_changes (user_id, version, amount, balance, idempotency_key)"
+            " VALUES (1, 1, -250, 1000, 'k')"
+        )
+        (code,) = by_language("python")
+        (tmp_path / "apply.py").write_text(f"{code}\nimport psycopg, sys\n{TRY_ONCE}")
+
+        def waiting() -> int:
+            statement = (
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            return len(database.execute(statement))
+
+        with database.session("SELECT FROM users FOR UPDATE") as other:
+            moving_back = asyncio.create_task(bash(back.replace("sleep 15", ""), tmp_path, environment))
+            await until(lambda: waiting() == 1)
+            trying = asyncio.create_task(bash("python3 apply.py", tmp_path, environment))
+            await until(lambda: waiting() == 2)
+            other.commit()
+        await moving_back
+        assert await trying == "applied\n"
+        assert database.execute("SELECT balance::text, state FROM users, payments") == [("10.00", "applied")]

@@ -44,6 +44,7 @@ async def test_the_version(tmp_path: Path) -> None:
         (("sevre",), "invalid choice: 'sevre'"),
         (("open", "0", "5"), "argument user_id: expected an integer from 1 to 9007199254740991"),
         (("open", "1", "much"), "argument balance: expected an integer from 0 to 9007199254740991"),
+        (("open", "1", "10.00"), "argument balance: expected an integer from 0 to 9007199254740991"),
         (("open", "1", "-5"), "argument balance: expected an integer from 0 to 9007199254740991"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import random
 from collections import Counter
@@ -12,6 +13,7 @@ import aiohttp
 import psycopg
 import pytest
 
+from atomic_balance.postgres.accounts_csv import export_accounts, import_accounts
 from atomic_balance.postgres.migrations import migrate
 from atomic_balance.postgres.verify import verify
 from tests.client import APPLIED, REFUSED, balance, opened, session, update, withdraw
@@ -116,3 +118,22 @@ async def test_tables_in_a_schema_of_their_own(pgbouncer: PgBouncer, database_ur
     found = await asyncio.to_thread(verify, pgbouncer.url, schema="balances")
     assert (found.accounts, found.changes, found.differences) == (1, 5_000, [])
     assert verify(database_url).accounts == 0
+
+
+async def test_accounts_from_a_file_and_to_a_file(pgbouncer: PgBouncer, database_url: str) -> None:
+    """Three at once, and each keeps to its own lines, though no session is its own after the transaction."""
+    files = [b"userId,balance\n" + b"".join(b"%d,%d\n" % (n, n) for n in range(k, 30_000, 3)) for k in (1, 2, 3)]
+    files[2] += b"0,0\n"
+    found = await asyncio.gather(
+        *(
+            asyncio.to_thread(import_accounts, pgbouncer.url, io.BytesIO(file), lambda lines, ended: None)
+            for file in files
+        )
+    )
+    assert [one.opened for one in found] == [10_000, 10_000, 0]
+    assert [one.wrong_in_all for one in found] == [0, 0, 1]
+    written = io.BytesIO()
+    await asyncio.to_thread(export_accounts, pgbouncer.url, written)
+    expected = [f"{n},{n},0" for n in range(1, 30_000) if n % 3]
+    assert written.getvalue().decode().split() == ["userId,balance,minimumBalance", *expected]
+    assert verify(database_url).differences == []
