@@ -1,4 +1,4 @@
-"""The command line: serve (the default), migrate, verify, open."""
+"""The command line: serve (the default), migrate, verify, open, psql, pg_dump."""
 
 import argparse
 import contextlib
@@ -8,23 +8,26 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import asyncpg
 import msgspec
 import psycopg
 
+from atomic_balance.changes import BALANCE_LIMIT
 from atomic_balance.http.authorization import Tokens
-from atomic_balance.http.messages import Balance, UserId
+from atomic_balance.http.messages import UserId
 from atomic_balance.observe.counting import shared_numbers
 from atomic_balance.observe.logs import set_up_logs
 from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.clients import CLIENTS, run_client
 from atomic_balance.postgres.connections import connection_pool
 from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
 from atomic_balance.postgres.failures import EncodingError, UnreachableError
 from atomic_balance.postgres.migrations import migrate
 from atomic_balance.postgres.verify import DIFFERENCES_MAX, Money, progress_bar, verify
-from atomic_balance.serve.serving import BrokenError, StartError, check_schema, listen, run, serve
+from atomic_balance.serve.serving import BrokenError, StartError, check_schema, database_answers, listen, run, serve
 from atomic_balance.serve.signals import outlive_other_signals, stop_on_signals
 from atomic_balance.serve.workers import serve_with_workers
 from atomic_balance.settings import Settings, WrongSettingError, read_settings
@@ -32,6 +35,9 @@ from atomic_balance.settings import Settings, WrongSettingError, read_settings
 log = logging.getLogger("atomic_balance")
 
 _VERSION = metadata.version("atomic-balance")
+_OpeningBalance = Annotated[
+    int, msgspec.Meta(ge=0, le=BALANCE_LIMIT, description=f"an integer from 0 to {BALANCE_LIMIT}")
+]
 
 
 def main() -> None:
@@ -50,12 +56,16 @@ def main() -> None:
     commands.add_parser("verify", help="recompute every balance from the journal")
     opening = commands.add_parser("open", help="open an account, unless there is one")
     opening.add_argument("user_id", type=_argument(UserId), help="a number from 1 on")
-    opening.add_argument("balance", type=_argument(Balance), help="in minor units")
+    opening.add_argument("balance", type=_argument(_OpeningBalance), help="in minor units")
+    for name, purpose in CLIENTS.items():
+        # Without a prefix of its own, and without help: whatever follows is the program's, --help too.
+        client = commands.add_parser(name, help=purpose, add_help=False, prefix_chars="\0")
+        client.add_argument("arguments", nargs="*")
     arguments = parser.parse_args()
     try:
         settings = read_settings()
         set_up_logs(settings.log_level)
-        with _database(settings) as url:
+        with _database(settings, migrated=arguments.command not in CLIENTS) as url:
             where = "DATABASE_URL" if settings.database_url else f"embedded PostgreSQL, data in {settings.data_dir}"
             settings = msgspec.structs.replace(
                 settings, database_url=url, demo=settings.demo or settings.database_url is None
@@ -66,14 +76,18 @@ def main() -> None:
             elif arguments.command == "verify":
                 sys.exit(_verify(settings))
             elif arguments.command == "open":
+                run(check_schema(settings))
                 run(_open_account(settings, arguments.user_id, arguments.balance))
+            elif arguments.command in CLIENTS:
+                bin_dir = Path(settings.postgres_bin_dir) if settings.postgres_bin_dir else None
+                sys.exit(run_client(arguments.command, arguments.arguments, settings.url, bin_dir))
             else:
                 _serve(settings, where)
     except WrongSettingError as error:
         sys.exit(_failed(error, 2))
     except (StartError, BrokenError, EmbeddedPostgresError) as error:
         sys.exit(_failed(error, 1))
-    except (UnreachableError, EncodingError, psycopg.Error, OSError) as error:
+    except (UnreachableError, EncodingError, psycopg.Error, asyncpg.PostgresError, OSError) as error:
         sys.exit(_failed(f"database: {_first_line(error.__cause__ or error)}", 1))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -89,19 +103,20 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[str]:
-    """The database's URL: DATABASE_URL, or that of the embedded PostgreSQL with its schema up to date."""
+def _database(settings: Settings, migrated: bool) -> Iterator[str]:
+    """The database's URL: DATABASE_URL, or that of the embedded PostgreSQL, its schema current if `migrated`."""
     if settings.database_url is not None:
         yield settings.database_url
         return
     bin_dir = settings.postgres_bin_dir
     with embedded_postgres(Path(settings.data_dir), Path(bin_dir) if bin_dir else None) as url:
-        migrate(url)
+        if migrated:
+            migrate(url)
         yield url
 
 
 def _serve(settings: Settings, database: str) -> None:
-    run(check_schema(settings))
+    awaits_database = not run(database_answers(settings))
     listeners = listen(settings)
     host, port = listeners[0].getsockname()[:2]
 
@@ -109,18 +124,20 @@ def _serve(settings: Settings, database: str) -> None:
         log.info("atomic-balance %s serves on http://%s:%s (database: %s)", _VERSION, host, port, database)
 
     if settings.workers > 1:
-        serve_with_workers(settings, listeners, ready)
+        serve_with_workers(settings, listeners, awaits_database, ready)
     else:
-        run(_serve_alone(settings, listeners, ready))
+        run(_serve_alone(settings, listeners, awaits_database, ready))
 
 
-async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+async def _serve_alone(
+    settings: Settings, listeners: Sequence[socket.socket], awaits_database: bool, ready: Callable[[], None]
+) -> None:
     stop = stop_on_signals()
     tokens = Tokens(settings)
     outlive_other_signals(settings, tokens, stop)
     ready()
     numbers = shared_numbers(1)
-    await serve(settings, listeners, Metrics(numbers[0], numbers), tokens, stop)
+    await serve(settings, listeners, Metrics(numbers[0], numbers), tokens, stop, awaits_database)
 
 
 def _verify(settings: Settings) -> int:
