@@ -1,4 +1,4 @@
-"""The live page, in a real browser."""
+"""The live page and the page of the API, in a real browser."""
 
 import os
 import re
@@ -65,6 +65,11 @@ async def overflow(page: Page) -> int:
     return int(await page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
 
 
+async def give_token(page: Page, token: str) -> None:
+    await page.get_by_label("token").fill(token)
+    await page.get_by_role("button", name="Use it").click()
+
+
 async def deposit(service: Service, count: int) -> None:
     async with session() as client:
         for _ in range(count):
@@ -112,8 +117,9 @@ async def test_races_are_not_offered_everywhere(
 ) -> None:
     async with running_service({"DATABASE_URL": database_url, **environment}, tmp_path) as service:
         page = await browser.new_page()
-        page.on("dialog", lambda dialog: dialog.accept("look"))
         await page.goto(service.url + "/")
+        if "READ_TOKEN" in environment:
+            await give_token(page, "look")
         await expect(page.locator("#state")).to_have_text("live")
         await expect(page.get_by_role("button", name="Show")).to_be_visible()
         for name in ("Run the race", "Run the ring"):
@@ -200,19 +206,126 @@ async def test_the_page_of_the_api_shows_every_endpoint_and_fits(browser: Browse
     assert wrong == []
 
 
-async def test_with_a_token_set_the_page_asks_for_it(browser: Browser, database_url: str, tmp_path: Path) -> None:
+async def test_each_request_can_be_tried_out_as_its_example_has_it(browser: Browser, service: Service) -> None:
+    """From a phone, in the order of the page; an account, a change and a hold are there by then."""
+    await deposit(service, 1)
+    async with session() as client:
+        await update(client, 20_000, url=service.url, headers={"Idempotency-Key": "4711-1"})
+        for user_id in (2, 3):
+            await client.put(f"{service.url}/api/users/{user_id}", json={"balance": 0})
+    page, wrong = await visited(browser, service.url, SIZES["phone"])
+    await page.goto(service.url + "/docs")
+    await expect(page.locator("details")).to_have_count(len(ENDPOINTS))
+    for tried in await page.locator("details").all():
+        method, path = (await tried.locator("summary").inner_text()).split()[:2]
+        await tried.locator("summary").click()
+        for name, value in (("key", "4711-1"), ("first", "1")):
+            if await tried.locator(f"input[name={name}]").count():
+                await tried.locator(f"input[name={name}]").fill(value)
+        await tried.get_by_role("button", name="Send").click()
+        await expect(tried.locator("output pre")).not_to_be_empty(timeout=15_000)
+        asked, status = await tried.locator("output code").inner_text(), await tried.locator("output b").inner_text()
+        assert asked.startswith(f"{method} {path.partition('{')[0]}")
+        # User 1 is there with another opening balance, and the hold that is to be released has been captured.
+        refused = asked in ("PUT /api/users/1", "POST /api/users/1/holds/order-4711/release")
+        assert status.split()[0] in (("409",) if refused else ("200", "201")), (asked, status)
+        assert await overflow(page) == 0
+    assert [text for text in wrong if "status of 409" not in text] == []
+
+
+async def test_what_is_tried_out_can_be_changed_and_its_answer_is_shown(browser: Browser, service: Service) -> None:
+    page, _ = await visited(browser, service.url, SIZES["desktop"])
+    await page.goto(service.url + "/docs")
+    await expect(page.get_by_label("token")).to_be_hidden()
+    tried = page.locator("details").first
+    await tried.locator("summary").click()
+    await tried.get_by_label("example").select_option("deposit")
+    await expect(tried.get_by_label("body")).to_have_value(re.compile("gift"))
+    await tried.get_by_label("Idempotency-Key").fill("mine")
+    for replayed in (False, True):
+        await tried.get_by_role("button", name="Send").click()
+        await expect(tried.locator("output")).to_contain_text(re.compile("200 OK in [0-9]+ ms"))
+        await expect(tried.locator("output pre")).to_contain_text('"newBalance": 110')
+        await expect(tried.locator("output", has_text="Idempotent-Replayed: true")).to_have_count(int(replayed))
+    for body, answer in (('{"userId": 1}', "400 Bad Request"), ("{", "400 Bad Request"), ("", "400 Bad Request")):
+        await tried.get_by_label("body").fill(body)
+        await tried.get_by_role("button", name="Send").click()
+        await expect(tried.locator("output b")).to_have_text(answer)
+    await tried.get_by_label("Idempotency-Key").fill("ключ")  # no header can hold it
+    await tried.get_by_role("button", name="Send").click()
+    await expect(tried.locator("output")).to_contain_text("no answer: ")
+    tried = page.locator("details", has=page.get_by_text("/api/users/{userId}/changes", exact=True))
+    await tried.locator("summary").click()
+    await tried.get_by_label("limit").fill("1")
+    await tried.get_by_role("button", name="Send").click()
+    await expect(tried.locator("output code")).to_have_text("GET /api/users/1/changes?limit=1")
+    await expect(tried.locator("output pre")).to_contain_text('"reference": "gift"')
+
+
+async def test_with_a_token_set_the_page_asks_for_it_in_a_field_once(
+    browser: Browser, database_url: str, tmp_path: Path
+) -> None:
     async with running_service({"DATABASE_URL": database_url, "API_TOKEN": "sesame"}, tmp_path) as service:
-        page = await browser.new_page()
+        page = await browser.new_page(viewport={"width": 360, "height": 740})
+        dialogs: list[str] = []
         asked: list[str] = []
-
-        async def answer(dialog: object) -> None:
-            asked.append(dialog.message)  # type: ignore[attr-defined]
-            await dialog.accept("sesame")  # type: ignore[attr-defined]
-
-        page.on("dialog", answer)
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url) if "/live/events" in request.url else None)
         await page.goto(service.url + "/")
+        await expect(page.locator("#token-state")).to_have_text("This service wants a token.")
+        assert await overflow(page) == 0
+        await page.wait_for_timeout(2_500)  # for a second question, which must not come
+        assert (len(asked), dialogs) == (1, [])
+        await give_token(page, "wrong")
+        await expect(page.locator("#token-state")).to_have_text("This token is not accepted.")
+        await give_token(page, "sesame")
         await expect(page.locator("#state")).to_have_text("live")
-        assert asked == ["This service wants a token:"]
+        await expect(page.get_by_label("token")).to_be_hidden()
+        assert (len(asked), dialogs) == (3, [])
+
+
+async def test_the_links_of_the_page_use_its_token(browser: Browser, database_url: str, tmp_path: Path) -> None:
+    async with running_service({"DATABASE_URL": database_url, "API_TOKEN": "sesame"}, tmp_path) as service:
+        page = await browser.new_page(viewport={"width": 360, "height": 740})
+        await page.goto(service.url + "/")
+        await page.get_by_role("link", name="metrics").click()  # it waits for the token, as all do
+        await give_token(page, "sesame")
+        await expect(page.get_by_role("dialog", name="metrics")).to_contain_text("atomic_balance_changes_total")
+        assert await overflow(page) == 0
+        await page.get_by_role("button", name="Close").click()
+        await expect(page.locator("#state")).to_have_text("live")
+        await page.get_by_role("link", name="API").click()
+        await expect(page.locator("details")).to_have_count(len(ENDPOINTS))
+        tried = page.locator("details", has=page.get_by_text("/metrics", exact=True))
+        await tried.locator("summary").click()
+        await tried.get_by_role("button", name="Send").click()
+        await expect(tried.locator("output b")).to_have_text("200 OK")
+
+
+async def test_without_a_token_the_link_to_the_metrics_is_a_link(browser: Browser, service: Service) -> None:
+    page, _ = await visited(browser, service.url, SIZES["desktop"])
+    await page.get_by_role("link", name="metrics").click()
+    await expect(page).to_have_url(f"{service.url}/metrics")
+
+
+async def test_the_page_of_the_api_takes_another_token_at_any_time(
+    browser: Browser, database: Database, tmp_path: Path
+) -> None:
+    database.open({1: 10})
+    environment = {"DATABASE_URL": database.url, "API_TOKEN": "sesame", "READ_TOKEN": "look"}
+    async with running_service(environment, tmp_path) as service:
+        page = await browser.new_page(viewport={"width": 360, "height": 740})
+        await page.goto(service.url + "/docs")
+        await give_token(page, "look")
+        tried = page.locator("details").first
+        await tried.locator("summary").click()
+        for token, answer in (("", "403 Forbidden"), ("sesame", "200 OK"), ("wrong", "401 Unauthorized")):
+            if token:
+                await give_token(page, token)
+            await tried.get_by_role("button", name="Send").click()
+            await expect(tried.locator("output b")).to_have_text(answer)
+        await expect(page.locator("#token-state")).to_have_text("This token is not accepted.")
+        assert await overflow(page) == 0
 
 
 async def test_with_a_token_to_read_the_page_shows_everything(
@@ -221,8 +334,8 @@ async def test_with_a_token_to_read_the_page_shows_everything(
     environment = {"DATABASE_URL": database_url, "API_TOKEN": "sesame", "READ_TOKEN": "look"}
     async with running_service(environment, tmp_path) as service:
         page = await browser.new_page()
-        page.on("dialog", lambda dialog: dialog.accept("look"))
         await page.goto(service.url + "/")
+        await give_token(page, "look")
         await expect(page.locator("#state")).to_have_text("live")
         await page.get_by_role("button", name="Show").click()
         await expect(page.locator("#balance")).to_have_text("User not found")

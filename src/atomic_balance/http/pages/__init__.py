@@ -18,8 +18,9 @@ def _read(name: str) -> bytes:
     return resources.files(__name__).joinpath(f"{name}.html").read_bytes()
 
 
-DOCS = _read("docs")
-LIVE = _read("live")
+_TOKEN = _read("token")  # the field for a token, which both pages have
+DOCS = _read("docs").replace(b"<!-- token -->\n", _TOKEN)
+LIVE = _read("live").replace(b"<!-- token -->\n", _TOKEN)
 LIVE_WITHOUT_RACES = LIVE.replace(b"<body>", b'<body class="without-races">')
 
 
