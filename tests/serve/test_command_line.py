@@ -49,13 +49,19 @@ async def test_a_wrong_argument_is_named(tmp_path: Path, arguments: tuple[str, .
     assert (status, said in output) == (2, True), output
 
 
-async def test_the_port_is_taken(database_url: str, tmp_path: Path, unused_tcp_port: int) -> None:
+@pytest.fixture
+def taken_port(unused_tcp_port: int) -> Iterator[int]:
+    """A port on which no service can listen, so that one that should not have come so far ends."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", unused_tcp_port))
         taken.listen()
-        environment = {"DATABASE_URL": database_url, "PORT": str(unused_tcp_port)}
-        status, output = await run(*COMMAND, directory=tmp_path, environment=environment)
-    expected = f"atomic-balance: can't listen on 127.0.0.1:{unused_tcp_port}: Address already in use\n"
+        yield unused_tcp_port
+
+
+async def test_the_port_is_taken(database_url: str, tmp_path: Path, taken_port: int) -> None:
+    environment = {"DATABASE_URL": database_url, "PORT": str(taken_port)}
+    status, output = await run(*COMMAND, directory=tmp_path, environment=environment)
+    expected = f"atomic-balance: can't listen on 127.0.0.1:{taken_port}: Address already in use\n"
     assert (status, output) == (1, expected)
 
 
@@ -75,11 +81,14 @@ async def test_commands_on_a_database(database_url: str, tmp_path: Path) -> None
         assert result == (0, expected)
 
 
-async def test_what_is_missing_is_said_in_one_line(empty_database_url: str, tmp_path: Path) -> None:
+async def test_what_is_missing_is_said_in_one_line(empty_database_url: str, tmp_path: Path, taken_port: int) -> None:
     expected = "atomic-balance: the schema is behind, without 0001-users, "
     for arguments in (("open", "1", "10"), ("serve",)):
         status, output = await run(
-            *COMMAND, *arguments, directory=tmp_path, environment={"DATABASE_URL": empty_database_url, "PORT": "0"}
+            *COMMAND,
+            *arguments,
+            directory=tmp_path,
+            environment={"DATABASE_URL": empty_database_url, "PORT": str(taken_port)},
         )
         assert (status, output.startswith(expected), output.count("\n")) == (1, True, 1), output
 
@@ -93,10 +102,13 @@ def stranger_url(database: Database) -> Iterator[str]:
     database.execute(f"DROP ROLE {role}")
 
 
-async def test_a_role_without_a_grant_is_told_in_one_line(stranger_url: str, tmp_path: Path) -> None:
+async def test_a_role_without_a_grant_is_told_in_one_line(stranger_url: str, tmp_path: Path, taken_port: int) -> None:
     for arguments in (("open", "1", "10"), ("serve",)):
         result = await run(
-            *COMMAND, *arguments, directory=tmp_path, environment={"DATABASE_URL": stranger_url, "PORT": "0"}
+            *COMMAND,
+            *arguments,
+            directory=tmp_path,
+            environment={"DATABASE_URL": stranger_url, "PORT": str(taken_port)},
         )
         assert result == (
             1,
@@ -118,13 +130,15 @@ async def test_a_role_that_may_not_open_accounts_is_told_in_one_line(
 
 @pytest.mark.parametrize(("what", "told"), [("database", 'database "nowhere"'), ("role", 'role "nobody"')])
 async def test_a_database_that_refuses_the_connection_is_not_waited_for(
-    database: Database, tmp_path: Path, what: str, told: str
+    database: Database, tmp_path: Path, taken_port: int, what: str, told: str
 ) -> None:
     urls = {
         "database": database.url.replace(f"/{database.name}?", "/nowhere?"),
         "role": database.url.replace("postgres@", "nobody@"),
     }
-    status, output = await run(*COMMAND, directory=tmp_path, environment={"DATABASE_URL": urls[what], "PORT": "0"})
+    status, output = await run(
+        *COMMAND, directory=tmp_path, environment={"DATABASE_URL": urls[what], "PORT": str(taken_port)}
+    )
     assert (status, output) == (1, f"atomic-balance: database: {told} does not exist\n")
 
 
