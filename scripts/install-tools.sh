@@ -10,6 +10,7 @@ need faketime faketime
 need node nodejs
 need pgbouncer pgbouncer
 need promtool prometheus
+need psql postgresql-client
 need wrk wrk
 
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

@@ -27,24 +27,22 @@ setting() { # setting NAME DEFAULT: from the environment, else from .env
     echo "${value:-$2}"
 }
 
-ask() { curl --silent --noproxy '*' --max-time 2 --output /dev/null "$@"; }
-
-check_port() { # what answers at the port already would be taken for the service that is about to start
-    local status=0
-    ask "$url/healthz" || status=$?
-    case $status in
-        6 | 7) ;; # no such host, which the service says best; nobody listens
-        *) die "something answers at $url already: stop it, or set PORT to another port" ;;
-    esac
-}
-
 wait_until_ready() { # wait_until_ready SECONDS COMMAND...: gives up after SECONDS, or when COMMAND fails
     local give_up=$((SECONDS + $1))
-    until ask --fail "$url/readyz"; do
+    until curl --silent --fail --max-time 2 --output /dev/null "$url/readyz"; do
         "${@:2}" 2> /dev/null || die "the service ended before it was ready, see above"
-        [ "$SECONDS" -lt "$give_up" ] || die "the service is not ready after $1 s, see above"
+        [ "$SECONDS" -lt "$give_up" ] || die "the service is not ready after $1 s, see $url/readyz"
         sleep 0.1
     done
+}
+
+refuse_a_busy_port() { # or what answers there would be taken for the service
+    local status=0
+    curl --silent --max-time 2 --output /dev/null "$url/healthz" || status=$?
+    case $status in
+        6 | 7) ;; # no such host, which the service says itself; nobody listens
+        *) die "something else answers at $url: stop it, or choose another port with PORT" ;;
+    esac
 }
 
 greet() {
@@ -84,7 +82,7 @@ if [ "$mode" = docker ]; then
     have_engine || die "no Docker engine answers: start one, or use scripts/start.sh --local"
     have_compose || die "Docker Compose is needed (Debian: apt-get install docker-compose), or use scripts/start.sh --local"
     url=http://127.0.0.1:$(setting PORT 3000)
-    check_port
+    refuse_a_busy_port
     trap 'compose down' EXIT
     trap 'exit 0' INT TERM
     compose up --build --detach
@@ -93,12 +91,12 @@ if [ "$mode" = docker ]; then
     compose logs --follow --tail 20 &
     wait $! || true
 else
+    refuse_a_busy_port
     ./scripts/install.sh
-    check_port
     .venv/bin/atomic-balance serve &
     service=$!
     # The service gets the same Ctrl-C from the terminal; the second signal does no harm.
-    trap 'kill -TERM $service 2> /dev/null || true; wait $service' EXIT
+    trap 'kill -TERM $service 2> /dev/null; wait $service' EXIT
     trap 'exit 0' INT TERM
     wait_until_ready 60 kill -0 $service
     .venv/bin/atomic-balance open 1 10000 > /dev/null

@@ -2,36 +2,20 @@
 # The reference race: opens a fresh account with 10,000, sends 10,000 concurrent requests that each withdraw 2, and
 # exits 0 only if exactly 5,000 succeeded, exactly 5,000 were refused with "Insufficient funds" and the balance is 0.
 # Needs bash, curl and jq, and a running service. Can be repeated: each run opens an account of its own.
-# Usage: scripts/test-concurrency.sh
-#   REQUESTS=10000 AMOUNT=2 BALANCE=10000  the race, as above
-#   PARALLEL=200     how many requests are under way at any time
-#   PORT=3000        the port on 127.0.0.1 where the service listens
-#   BASE_URL=http://127.0.0.1:3000  where it is, if it is elsewhere
-#   API_TOKEN=       a token that may write, if the service wants one
-# All are read from the environment, and PORT and API_TOKEN from .env too, where the service reads them.
+# Usage: scripts/test-concurrency.sh [--help]
+# Settings, in the environment: BASE_URL (http://127.0.0.1:PORT), PORT (3000), REQUESTS (10000), AMOUNT (2), BALANCE (10000),
+# PARALLEL (200): how many requests are under way at any time, API_TOKEN, if the service wants one.
 set -euo pipefail
 
-usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; }
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 
-for argument; do
-    case $argument in
-        --help | -h) usage; exit ;;
-        *) usage >&2; exit 2 ;;
-    esac
-done
+case ${1:-} in
+    '') ;;
+    --help | -h) usage; exit ;;
+    *) usage >&2; exit 2 ;;
+esac
 
-env_file=$(dirname "$0")/../.env
-setting() { # setting NAME: from the environment, else from .env
-    local value=${!1:-}
-    [ -n "$value" ] || [ ! -e "$env_file" ] ||
-        value=$(sed -nE "s/^(export )?$1=[\"']?([^\"'#]*[^\"'# ]).*/\2/p" "$env_file" | tail -1)
-    echo "$value"
-}
-
-port=$(setting PORT)
-base_url=${BASE_URL:-http://127.0.0.1:${port:-3000}}
-token=$(setting API_TOKEN)
-token=${token%%,*} # any of several will do
+base_url=${BASE_URL:-http://127.0.0.1:${PORT:-3000}}
 requests=${REQUESTS:-10000} amount=${AMOUNT:-2} balance=${BALANCE:-10000} parallel=${PARALLEL:-200}
 
 die() {
@@ -48,7 +32,7 @@ done
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-headers=(-H 'Content-Type: application/json' -H "Authorization: Bearer ${token:-none}")
+headers=(-H 'Content-Type: application/json' -H "Authorization: Bearer ${API_TOKEN:-none}")
 
 user=
 for _ in 1 2 3; do
@@ -65,12 +49,12 @@ want_refused=$((requests - want_applied))
 want_balance=$((balance - want_applied * amount))
 echo "User $user has $balance; $requests requests withdraw $amount each, $parallel at a time."
 
-# The number in the query gives each answer a file of its own; the service ignores it.
+# The number in the fragment gives each answer a file of its own; it is not sent.
 mkdir "$work/body"
 started=$(date +%s%N)
 curl --silent --parallel --parallel-immediate --parallel-max "$parallel" -X POST "${headers[@]}" \
     -d "{\"userId\":$user,\"amount\":-$amount}" --output "$work/body/#1" --write-out '%{http_code} %{filename_effective}\n' \
-    "$base_url/api/balance/update?[1-$requests]" > "$work/answers" 2> /dev/null &
+    "$base_url/api/balance/update#[1-$requests]" > "$work/answers" 2> /dev/null &
 curl_pid=$!
 while kill -0 "$curl_pid" 2> /dev/null; do
     if [ -t 2 ]; then printf '\r%d of %d answered' "$(wc -l < "$work/answers")" "$requests" >&2; fi

@@ -13,15 +13,16 @@ COMMENT ON COLUMN balance_changes.payer IS 'of a payee''s row: who paid; its ide
 -- One element per leg: a set's own first, then its credits; an owner's sets in arrival order, at most 1,000 legs. An account that is
 -- credited owns nothing in the same batch (the caller sees to that), so that no debit counts on a credit that may be taken back.
 -- sets: which legs belong together, from 1 on; owners: whose set it is; accounts: whom the leg moves. keys: of a credit, made of the payer
--- and its key. repeatables: of an owner's leg, if the journal may hold its key. An array of which no leg makes use may be null. The rest
--- as apply_changes takes it.
+-- and its key. pays: of an owner's leg, whom its set credits, as the journal has it (as text: arrays of arrays can't be unnested).
+-- repeatables: of an owner's leg, if the journal may hold its key. An array of which no leg makes use may be null. The rest as
+-- apply_changes takes it.
 -- Gives a row for each set that the journal holds ('replayed', with what was recorded); for each owner of whom everything else was applied
 -- ('applied', with the balance and what was held before, at decided_at), or nothing ('not applied', as they are now; no row: no such
 -- user); for each credit that was applied, now or then ('credited', with the payee's balance right after it); and for each that kept its
 -- set from being applied: 'no payee', or 'payee full' if not all that the batch brings fits (with the balance: judge each by itself on that).
 CREATE FUNCTION apply_transfers(
     sets bigint[], owners bigint[], accounts bigint[], keys text[], amounts bigint[], hold_amounts bigint[], hold_ids text[],
-    lasting integer[], texts text[], repeatables boolean[], lock_wait text,
+    lasting integer[], texts text[], pays text[], repeatables boolean[], lock_wait text,
     OUT "set" bigint, OUT user_id bigint, OUT verdict text, OUT balance bigint, OUT held bigint, OUT minimum_balance bigint,
     OUT decided_at timestamptz, OUT amount bigint, OUT hold_amount bigint, OUT expires_at timestamptz, OUT payees bigint[],
     OUT reference text, OUT refusal text
@@ -36,7 +37,8 @@ DECLARE
     now timestamptz := clock_timestamp();
 BEGIN
     -- For this statement alone. No table is read as a whole: a plan that was made while one was empty would, long after.
-    lock_wait := set_config('lock_timeout', lock_wait, true) || set_config('enable_seqscan', 'off', true);
+    lock_wait := set_config('lock_timeout', lock_wait, true) || set_config('enable_seqscan', 'off', true)
+                 || set_config('plan_cache_mode', 'force_generic_plan', true);  -- for a lone transfer planning would take most of the time
     IF repeatables IS NOT NULL THEN
         FOR "set", user_id, balance, amount, hold_amount, expires_at, payees, reference, refusal IN
             SELECT sent.no, done.user_id, done.balance, done.amount, done.hold_amount, done.expires_at, done.payees, done.reference, done.refusal
@@ -79,10 +81,11 @@ BEGIN
     IF replayed || unpayable <> '{}' THEN  -- go on with the others
         SELECT array_agg(no ORDER BY place), array_agg(owner ORDER BY place), array_agg(account ORDER BY place), array_agg(key ORDER BY place),
                array_agg(sent.amount ORDER BY place), array_agg(hold ORDER BY place) FILTER (WHERE hold_amounts IS NOT NULL),
-               array_agg(hold_id ORDER BY place), array_agg(seconds ORDER BY place), array_agg(sent.reference ORDER BY place)
-          INTO sets, owners, accounts, keys, amounts, hold_amounts, hold_ids, lasting, texts
-          FROM unnest(sets, owners, accounts, keys, amounts, hold_amounts, hold_ids, lasting, texts)
-               WITH ORDINALITY AS sent (no, owner, account, key, amount, hold, hold_id, seconds, reference, place)
+               array_agg(hold_id ORDER BY place), array_agg(seconds ORDER BY place), array_agg(sent.reference ORDER BY place),
+               array_agg(pay ORDER BY place)
+          INTO sets, owners, accounts, keys, amounts, hold_amounts, hold_ids, lasting, texts, pays
+          FROM unnest(sets, owners, accounts, keys, amounts, hold_amounts, hold_ids, lasting, texts, pays)
+               WITH ORDINALITY AS sent (no, owner, account, key, amount, hold, hold_id, seconds, reference, pay, place)
          WHERE no NOT IN (SELECT unnest(replayed || unpayable));
         IF sets IS NULL THEN
             RETURN;
@@ -148,23 +151,17 @@ BEGIN
     WITH leg AS MATERIALIZED (
         SELECT sent.*, sum(sent.amount) OVER so_far AS upto, row_number() OVER so_far AS step, sum(sent.amount) OVER whole AS total,
                count(*) OVER whole AS steps, coalesce(sum(sent.hold) OVER whole, 0) AS holds
-          FROM unnest(sets, owners, accounts, keys, amounts, hold_amounts, lasting, texts)
-               WITH ORDINALITY AS sent (no, owner, account, key, amount, hold, seconds, reference, place)
+          FROM unnest(sets, owners, accounts, keys, amounts, hold_amounts, lasting, texts, pays)
+               WITH ORDINALITY AS sent (no, owner, account, key, amount, hold, seconds, reference, pay, place)
          WHERE sent.owner NOT IN (SELECT unnest(failed))
         WINDOW so_far AS (PARTITION BY sent.account ORDER BY sent.place), whole AS (PARTITION BY sent.account)
-    ), paid AS MATERIALIZED (
-        SELECT credit.no, array_agg(part ORDER BY credit.account, kind) AS payees
-          FROM leg AS credit, unnest(ARRAY[credit.account, credit.amount]) WITH ORDINALITY AS pair (part, kind)
-         WHERE credit.account <> credit.owner
-         GROUP BY credit.no
     ), journal AS (
         INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version, reference, hold_amount, expires_at, payees, payer)
         SELECT leg.account, leg.key, leg.amount, users.balance - leg.total + leg.upto, users.version - leg.steps + leg.step,
                leg.reference, leg.hold, now + make_interval(secs => leg.seconds),
-               CASE WHEN leg.account = leg.owner THEN paid.payees END, CASE WHEN leg.account <> leg.owner THEN leg.owner END
+               leg.pay::bigint[], CASE WHEN leg.account <> leg.owner THEN leg.owner END
           FROM leg
           JOIN users ON users.id = ANY (ARRAY[leg.account])
-          LEFT JOIN paid ON paid.no = leg.no
          ORDER BY leg.account, leg.place  -- so that an account's rows have their times in its order
     )
     SELECT CASE WHEN leg.account <> leg.owner THEN leg.no END, leg.account,

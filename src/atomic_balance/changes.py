@@ -3,12 +3,26 @@
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 BALANCE_LIMIT = 2**53 - 1
 """The largest balance, amount and user id: what every JSON client can hold exactly."""
+
+UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
+Balance = Annotated[
+    int,
+    Meta(
+        ge=-BALANCE_LIMIT,
+        le=BALANCE_LIMIT,
+        description=f"an integer from minimumBalance (0 unless given) to {BALANCE_LIMIT}",
+    ),
+]
+MinimumBalance = Annotated[
+    int,
+    Meta(ge=-BALANCE_LIMIT, le=BALANCE_LIMIT, description=f"an integer from -{BALANCE_LIMIT} to {BALANCE_LIMIT}"),
+]
 
 
 class Account(Struct, frozen=True, gc=False, rename="camel"):

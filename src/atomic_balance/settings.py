@@ -74,6 +74,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
         ]
         | None
     ) = None
+    database_schema: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"\A(?!pg_)[a-z_][a-z0-9_]{0,62}\Z",
+                description="the name of a schema, of a-z, 0-9 and _, up to 63, or nothing for the search path",
+            ),
+        ]
+        | None
+    ) = None
     citus: Annotated[bool, Meta(description="true or false")] = False
     prepared_statements: Annotated[bool, Meta(description="true or false")] = True
     data_dir: Annotated[str, Meta(min_length=1, description="a directory for the embedded PostgreSQL")] = ".data"

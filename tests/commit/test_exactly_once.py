@@ -178,4 +178,4 @@ async def test_keys_of_the_service_are_unlike_any_callers(client: Client, databa
     assert {key[0] for key in keys} == {" "}
     async with client.get("/api/users/1/changes") as answer:
         changes = json.loads(await answer.text())["changes"]
-        assert [change["idempotencyKey"] for change in changes] == [None, None, None]
+        assert [change["idempotencyKey"] for change in changes] == [None, None, None, None]

@@ -12,7 +12,7 @@ from atomic_balance.commit.expiry import Expiry
 from atomic_balance.commit.group_commit import GroupCommit
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
-from atomic_balance.postgres.statements import EXPIRED_HOLDS
+from atomic_balance.postgres.statements import EXPIRED_HOLDS, in_schema
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.committing import all_of, committing
@@ -271,7 +271,7 @@ def test_expired_holds_are_found_by_the_index(database: Database) -> None:
     for mode in ("force_custom_plan", "force_generic_plan"):
         with database.session(
             f"SET plan_cache_mode = {mode}",
-            f"PREPARE it (timestamptz, bigint, text, bigint[], bigint) AS {EXPIRED_HOLDS}",
+            f"PREPARE it (timestamptz, bigint, text, bigint[], bigint) AS {in_schema(EXPIRED_HOLDS, None)}",
         ) as session:
             rows = session.execute("EXPLAIN EXECUTE it ('-infinity', 0, '', '{}', 1000)").fetchall()
             plan = "\n".join(row[0] for row in rows)

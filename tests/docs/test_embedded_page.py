@@ -1,105 +1,62 @@
-"""docs/embedded.md: its commands work as pasted, with a service running or not, and lose nothing."""
+"""docs/embedded.md: its commands, run as pasted."""
 
-import re
-import sys
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from atomic_balance.postgres.embedded import embedded_postgres
-from tests.client import session, update
+from tests.client import balance, opened, session, transfer, withdraw
+from tests.database import Database
 from tests.docs.pasting import bash, blocks
-from tests.processes import ROOT, run, running_service
-
-PAGE = (ROOT / "docs" / "embedded.md").read_text()
-LOOK, BACK_UP, RESTORE, DUMP, MOVE = [code for language, code in blocks(PAGE) if language == "bash"]
-LOOKED, RESTORED, MOVED = [code for language, code in blocks(PAGE) if language == "text"]
-ELSEWHERE = "postgresql://user:password@localhost:5432/balances"
-# Of a major version before the one that is embedded, where a system has one.
-OLDER = sorted(Path("/usr/lib/postgresql").glob("1[4-7]/bin"))
+from tests.processes import ROOT, running_service
 
 pytestmark = pytest.mark.slow
 
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """A directory where the service was installed."""
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    return tmp_path
+PAGE = (ROOT / "docs" / "embedded.md").read_text()
+PROVED = "2 accounts, 4 changes: every balance is what the journal says"
 
 
-def stripped(text: str) -> str:
-    """`text` without the space at the ends of its lines, which psql fills up, and the empty line after a table."""
-    return re.sub(r" +$", "", text, flags=re.MULTILINE).strip()
-
-
-async def test_the_commands_work_as_pasted_and_print_what_the_page_says(
-    directory: Path, empty_database_url: str
+async def test_the_embedded_database_is_looked_into_backed_up_restored_and_moved(
+    tmp_path: Path, empty_database_url: str
 ) -> None:
-    assert stripped(await bash(LOOK + BACK_UP, directory)) == stripped(LOOKED)
-    assert await bash(RESTORE, directory) == RESTORED
-    printed = await bash(DUMP + MOVE.replace(ELSEWHERE, f"'{empty_database_url}'"), directory)
-    assert printed == MOVED
-    with psycopg.connect(empty_database_url) as elsewhere:
-        assert elsewhere.execute("SELECT id, balance FROM users").fetchall() == [(1, 10_000)]
-
-
-async def test_a_restore_takes_back_what_came_after_the_backup_and_a_move_takes_all(
-    directory: Path, empty_database_url: str
-) -> None:
-    """With changes, keys and a hold; backed up while a service runs."""
-    async with running_service({}, directory) as service, session() as caller:
-        await bash(LOOK, directory)
-        assert (await update(caller, 1, url=service.url, headers={"Idempotency-Key": "first"}))[0] == 200
-        hold = f"{service.url}/api/users/1/holds/order-1"
-        async with caller.put(hold, json={"amount": 500}) as answer:
-            assert answer.status == 201
-        await bash(BACK_UP, directory)
-        assert (await update(caller, 1, url=service.url, headers={"Idempotency-Key": "second"}))[0] == 200
-    await bash(RESTORE, directory)
-    await bash(DUMP + MOVE.replace(ELSEWHERE, f"'{empty_database_url}'"), directory)
-    for environment in ({}, {"DATABASE_URL": empty_database_url}):
-        async with running_service(environment, directory) as service, session() as caller:
-            async with caller.get(f"{service.url}/api/users/1") as answer:
-                account = await answer.json()
-            assert (account["balance"], account["held"], account["version"]) == (10_001, 500, 2)
-            for key, replayed in (("first", "true"), ("second", None)):
-                async with caller.post(
-                    f"{service.url}/api/balance/update",
-                    json={"userId": 1, "amount": 1},
-                    headers={"Idempotency-Key": key},
-                ) as answer:
-                    assert (answer.status, answer.headers.get("Idempotent-Replayed")) == (200, replayed)
-            async with caller.post(f"{service.url}/api/users/1/holds/order-1/capture") as answer:
-                assert (await answer.json())["newBalance"] == 9_502
-
-
-async def test_a_restore_that_fails_changes_nothing(directory: Path) -> None:
-    await bash(LOOK + BACK_UP, directory)
-    with (directory / "backup.sql").open("a") as backup:
-        backup.write("SELECT 1/0;\n")
-    status, output = await run("bash", "-ec", RESTORE, directory=directory)
-    assert (status, "division by zero" in output) == (3, True), output
-    status, output = await run(".venv/bin/atomic-balance", "verify", directory=directory)
-    assert (status, output) == (0, RESTORED)
-
-
-@pytest.mark.skipif(not OLDER, reason="no older PostgreSQL is installed (apt-get install postgresql-15)")
-async def test_a_move_to_an_older_server(directory: Path) -> None:
-    await bash(LOOK + DUMP, directory)
-    with embedded_postgres(directory / "older", OLDER[0]) as url:
-        assert await bash(MOVE.replace(ELSEWHERE, f"'{url}'"), directory) == MOVED
-        status, output = await run(
-            ".venv/bin/atomic-balance", "migrate", directory=directory, environment={"DATABASE_URL": url}
+    look, back_up, restore, move = (text for language, text in blocks(PAGE) if language == "bash")
+    (table,) = PAGE.split("```\n\n```\n")[1:2]
+    moving, _, serving = move.rpartition("\n")[0].rpartition("\n")
+    assert serving == "atomic-balance serve"
+    async with running_service({}, tmp_path) as service, session() as caller:
+        await opened(caller, url=service.url)
+        assert [line.rstrip() for line in (await bash(look, tmp_path)).splitlines() if line] == (
+            table.partition("```")[0].splitlines()
         )
-        assert (status, output) == (0, "the schema is current\n")
+        await opened(caller, 0, user_id=2, url=service.url)
+        for _ in range(2):
+            await withdraw(caller, service.url, "once")
+        await withdraw(caller, service.url)
+        assert (await transfer(caller, 1, {2: 96}, url=service.url)).status == 200
+        await bash(back_up, tmp_path)
+        assert PROVED in await bash(restore, tmp_path)
+        await withdraw(caller, service.url)  # after the backup
+    printed = await bash(moving, tmp_path, {"NEW_DATABASE_URL": empty_database_url})
+    assert PROVED.replace("4", "5") in printed
+    with Database(empty_database_url) as database:
+        assert database.balance(1) == 10_000 - 3 * 2 - 96
+    async with running_service({"DATABASE_URL": empty_database_url}, tmp_path) as service, session() as caller:
+        await withdraw(caller, service.url, "once")
+        assert await balance(caller, service.url) == 10_000 - 3 * 2 - 96
 
 
-async def test_another_program_connects_as_the_page_says(directory: Path) -> None:
-    (shown,) = re.findall(r'psql "(postgresql:[^"]+)"', PAGE)
-    async with (
-        running_service({}, directory),
-        await psycopg.AsyncConnection.connect(shown.replace("$PWD", str(directory))) as connection,
-    ):
-        assert connection.info.dbname == "postgres"
+async def test_a_schema_of_its_own_is_all_that_is_dumped_and_looked_into(database: Database, tmp_path: Path) -> None:
+    environment = {"DATABASE_URL": database.url, "DATABASE_SCHEMA": "balances"}
+    printed = await bash(
+        "atomic-balance migrate > /dev/null; atomic-balance open 7 5 > /dev/null\n"
+        "atomic-balance psql --tuples-only --no-align --command 'SELECT id, balance FROM users'\n"
+        "atomic-balance pg_dump | grep -c 'CREATE TABLE public' || true\n"
+        "atomic-balance pg_dump | grep -c 'CREATE TABLE balances.users'\n",
+        tmp_path,
+        environment,
+    )
+    assert printed == "7|5\n0\n1\n"
+
+
+async def test_the_status_of_the_program_is_handed_on(database: Database, tmp_path: Path) -> None:
+    script = "atomic-balance psql --set ON_ERROR_STOP=1 --command 'SELECT nothing' 2> /dev/null || echo $?"
+    assert await bash(script, tmp_path, {"DATABASE_URL": database.url}) == "1\n"

@@ -405,6 +405,7 @@ async def test_the_journal_shows_what_each_change_added_to_what_is_held(client: 
         (3, 0, 7, 9_550, None, "b"),
         (2, -450, -500, 9_550, None, None),
         (1, 0, 500, 10_000, "cart", "order-4711"),
+        (0, 10_000, 0, 10_000, None, None),
     ]
 
 

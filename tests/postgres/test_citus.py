@@ -13,6 +13,7 @@ from asyncpg import exceptions
 
 from atomic_balance.changes import Applied, Change, Undecided
 from atomic_balance.postgres.failures import Failure, failure_of
+from atomic_balance.postgres.statements import in_schema
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.committing import committing
@@ -21,7 +22,7 @@ from tests.processes import ROOT
 
 PARTITIONS = 16
 STATEMENTS = {
-    path.name.removesuffix(".sql"): path.read_text()
+    path.name.removesuffix(".sql"): in_schema(path.read_text(), None)
     for path in resources.files("atomic_balance.postgres.statements").iterdir()
     if path.name.endswith(".sql")
 }
@@ -37,13 +38,15 @@ OF_ONE_USER = {
     "read_account": "1",
     "read_change": "1, 'a'",
     "read_changes": "1, NULL, 10",
+    "read_changes_after": "1, 5, 10",
     "read_open_holds": "1, '', 10",
+    "read_past_balance": "1, now()",
     "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::bigint[], ARRAY[NULL]::text[],"
     " ARRAY[NULL]::text[], ARRAY[9], ARRAY['insufficient_funds'], '1s'",
     "set_minimum_balance": "1, -5",
 }
 OF_ALL_USERS = {"verify_accounts", "verify_changes", "verify_open_holds"}
-BETWEEN_USERS = {"verify_money", "verify_transfers"}
+BETWEEN_USERS = {"list_accounts", "verify_money", "verify_transfers"}
 OF_A_BATCH = {
     "apply_transfers",
     "blocked_accounts",

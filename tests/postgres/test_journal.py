@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES
+from atomic_balance.postgres.statements import READ_CHANGE, READ_CHANGES, READ_CHANGES_AFTER, in_schema
 from atomic_balance.postgres.verify import Money, Summary, verify
 from tests.client import Client, opened, update
 from tests.processes import run
@@ -31,8 +31,8 @@ async def test_pages_newest_first_stay_the_same_while_changes_arrive(client: Cli
     second, following = await page(client, following)
     assert second == [(3, 3, 106), (2, 2, 103)]
     assert following
-    assert await page(client, following) == ([(1, 1, 101)], None)
-    assert await page(client, "/api/users/1/changes?before=1") == ([], None)
+    assert await page(client, following) == ([(1, 1, 101), (0, 100, 100)], None)
+    assert await page(client, "/api/users/1/changes?before=1") == ([(0, 100, 100)], None)
     assert (await page(client, "/api/users/1/changes"))[0][0] == (6, -50, 65)
 
 
@@ -42,7 +42,9 @@ async def test_an_entry_shows_all_that_is_known_of_a_change(client: Client) -> N
     await client.post("/api/balance/update", json={"userId": 1, "amount": -2, "reference": "r"}, headers=headers)
     await client.post("/api/balance/update", json={"userId": 1, "amount": -200}, headers={"Idempotency-Key": "refused"})
     async with client.get("/api/users/1/changes") as answer:
-        (entry,) = (await answer.json())["changes"]
+        entry, opening = (await answer.json())["changes"]
+    assert (opening["version"], opening["reference"], opening["idempotencyKey"]) == (0, None, None)
+    assert opening.pop("createdAt") < entry["createdAt"]
     assert entry.pop("createdAt").endswith("Z")
     expected = {"version": 1, "amount": -2, "holdAmount": 0, "balance": 98, "reference": "r", "idempotencyKey": "k"}
     assert entry == expected
@@ -57,7 +59,9 @@ async def test_an_entry_shows_all_that_is_known_of_a_change(client: Client) -> N
         ("limit=1e1", "limit: expected an integer from 1 to 1000"),
         ("before=0", "before: expected a version, an integer from 1"),
         ("before=null", "before: expected a version, an integer from 1"),
-        ("after=1", "after: expected no such member"),
+        ("after=-1", "after: expected a version, an integer from 0, and no before beside it"),
+        ("after=1&before=2", "after: expected a version, an integer from 0, and no before beside it"),
+        ("from=1", "from: expected no such member"),
         ("limit=1&limit=2", "query: expected each parameter at most once"),
     ],
 )
@@ -66,8 +70,26 @@ async def test_a_bad_page(client: Client, query: str, error: str) -> None:
         assert (answer.status, await answer.json()) == (400, {"error": error})
 
 
-async def test_the_changes_of_nobody(client: Client) -> None:
-    async with client.get("/api/users/1/changes") as answer:
+async def test_an_account_is_followed_from_a_version_on(client: Client) -> None:
+    """Oldest first; who has all asks again after the last version that it has seen."""
+    await opened(client, 100)
+    assert await page(client, "/api/users/1/changes?after=0") == ([], None)
+    for amount in (1, 2, 3, 4, 5):
+        await update(client, amount)
+    first, following = await page(client, "/api/users/1/changes?after=1&limit=2")
+    assert first == [(2, 2, 103), (3, 3, 106)]
+    await update(client, -50)
+    assert following
+    second, following = await page(client, following)
+    assert second == [(4, 4, 110), (5, 5, 115)]
+    assert following
+    assert await page(client, following) == ([(6, -50, 65)], None)
+    assert await page(client, "/api/users/1/changes?after=6") == ([], None)
+
+
+@pytest.mark.parametrize("query", ["", "?before=9", "?after=0"])
+async def test_the_changes_of_nobody(client: Client, query: str) -> None:
+    async with client.get(f"/api/users/1/changes{query}") as answer:
         assert (answer.status, await answer.text()) == (404, '{"error":"User not found"}')
 
 
@@ -292,13 +314,14 @@ def test_pages_and_keys_are_read_by_index_from_a_large_journal(database_url: str
         for statement, arguments, index in (
             (READ_CHANGES, "1, 5000, 51", "Index Scan Backward using balance_changes_version_key"),
             (READ_CHANGES, "1, NULL, 51", "Index Scan Backward using balance_changes_version_key"),
+            (READ_CHANGES_AFTER, "1, 5000, 51", "Index Scan using balance_changes_version_key"),
             (READ_CHANGE, "1, '1-77'", "Index Scan using balance_changes_pkey"),
         ):
             connection.execute("DEALLOCATE ALL")
-            connection.execute(f"PREPARE reading AS {statement}".encode())
+            connection.execute(f"PREPARE reading AS {in_schema(statement, None)}".encode())
             for mode in ("force_custom_plan", "force_generic_plan"):
                 connection.execute(f"SET plan_cache_mode = {mode}".encode())
                 rows = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS OFF) EXECUTE reading ({arguments})".encode())
                 plan = "\n".join(row[0] for row in rows)
                 assert index in plan, plan
-                assert "Sort" not in plan, plan
+                assert plan.count("Sort  (") == (statement is READ_CHANGES), plan  # of the page alone

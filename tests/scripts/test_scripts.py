@@ -81,39 +81,12 @@ async def test_start_serves_and_ctrl_c_stops_all_of_it(checkout: Path, port: int
     assert (checkout / ".env").read_text() == (ROOT / ".env.example").read_text()
 
 
-async def test_a_second_start_on_a_busy_port_says_so_and_leaves_the_first_alone(checkout: Path, port: int) -> None:
-    process, _ = await started(checkout, port)
-    url = f"http://127.0.0.1:{port}"
-    status, output = await run(
-        *("./scripts/start.sh", "--local"), directory=checkout, environment={**_INSTALLING, "PORT": str(port)}
-    )
-    expected = f"error: something answers at {url} already: stop it, or set PORT to another port\n"
-    assert (status, output) == (1, expected)
-    async with aiohttp.ClientSession() as client, client.get(f"{url}/readyz") as answer:
-        assert answer.status == 200
-    os.killpg(process.pid, signal.SIGINT)
-    await process.communicate()
-
-
-async def test_a_start_that_fails_says_why_and_no_more(checkout: Path, port: int) -> None:
-    """The service ends before it is ready."""
-    status, output = await run(
-        *("./scripts/start.sh", "--local"),
-        directory=checkout,
-        environment={**_INSTALLING, "PORT": str(port), "WORKERS": "none"},
-    )
-    assert status == 2, output  # the service's own
-    assert output.splitlines()[-2:] == [
-        "atomic-balance: WORKERS: expected a number of processes, 1 to 100",
-        "error: the service ended before it was ready, see above",
-    ]
-    assert "No such process" not in output
-
-
 async def test_the_race_script_twice_in_a_row(checkout: Path, port: int) -> None:
     process, _ = await started(checkout, port)
-    environment = {"PORT": str(port)}
-    for _ in range(2):
+    status, output = await run("./scripts/start.sh", "--local", directory=checkout, environment={"PORT": str(port)})
+    busy = f"something else answers at http://127.0.0.1:{port}: stop it, or choose another port with PORT"
+    assert (status, output) == (1, f"error: {busy}\n")
+    for environment in ({"BASE_URL": f"http://127.0.0.1:{port}"}, {"PORT": str(port)}):
         status, output = await run("./scripts/test-concurrency.sh", directory=checkout, environment=environment)
         assert status == 0, output
         assert re.search(r"200, with the new balance +5000 +5000  ok", output)
@@ -125,25 +98,17 @@ async def test_the_race_script_twice_in_a_row(checkout: Path, port: int) -> None
     await process.communicate()
 
 
+async def test_the_race_script_says_how_it_is_used(checkout: Path) -> None:
+    status, output = await run("./scripts/test-concurrency.sh", "--help", directory=checkout)
+    assert (status, output.startswith("The reference race: "), "BASE_URL" in output) == (0, True, True)
+    status, output = await run("./scripts/test-concurrency.sh", "--fast", directory=checkout)
+    assert (status, "Usage: scripts/test-concurrency.sh" in output) == (2, True)
+
+
 async def test_the_race_script_fails_where_nothing_answers(checkout: Path) -> None:
     environment = {"BASE_URL": "http://127.0.0.1:1"}
     status, output = await run("./scripts/test-concurrency.sh", directory=checkout, environment=environment)
     assert (status, output) == (1, "error: nothing answers at http://127.0.0.1:1: run scripts/start.sh\n")
-
-
-async def test_the_race_script_knows_its_port_and_token_from_where_the_service_does(checkout: Path) -> None:
-    (checkout / ".env").write_text("#PORT=4\nPORT=3 # not 2\n")
-    for environment, port in (({}, 3), ({"PORT": "1"}, 1)):
-        status, output = await run("./scripts/test-concurrency.sh", directory=checkout, environment=environment)
-        assert (status, output) == (1, f"error: nothing answers at http://127.0.0.1:{port}: run scripts/start.sh\n")
-    (checkout / ".env").unlink()
-
-
-@pytest.mark.parametrize("script", ["start.sh", "test-concurrency.sh"])
-async def test_a_script_says_how_it_is_used(checkout: Path, script: str) -> None:
-    status, usage = await run(f"./scripts/{script}", "--help", directory=checkout)
-    assert (status, f"Usage: scripts/{script}" in usage, "set -euo" in usage) == (0, True, False)
-    assert await run(f"./scripts/{script}", "--no-such-option", directory=checkout) == (2, usage)
 
 
 async def test_the_tests_run_from_a_clean_checkout(checkout: Path) -> None:

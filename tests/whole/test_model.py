@@ -188,12 +188,18 @@ async def test_bodies_versions_and_journal_are_those_of_the_model(
     _, page, _ = await ask(client, "GET", f"{path}/changes?limit=1000")
     for entry in page["changes"]:
         del entry["createdAt"]
-    assert page == {"changes": model.journal[::-1], "next": None}
+    assert page == {"changes": [*model.journal[::-1], opening_entry(opening[0])], "next": None}
     with psycopg.connect(database_url) as connection:
         refused = connection.execute(
             "SELECT idempotency_key FROM balance_changes WHERE user_id = %s AND version IS NULL", (user_id,)
         ).fetchall()
     assert {key for (key,) in refused} == {key for key, (_, outcome) in model.bound.items() if outcome[0] == 400}
+
+
+def opening_entry(balance: int) -> dict[str, Any]:
+    """What the journal shows of an opening."""
+    entry = {"version": 0, "amount": balance, "holdAmount": 0, "balance": balance}
+    return {**entry, "reference": None, "idempotencyKey": None}
 
 
 def without_times(answer: tuple[int, dict[str, Any], bool]) -> tuple[int, dict[str, Any], bool]:

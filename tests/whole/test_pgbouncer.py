@@ -12,6 +12,7 @@ import aiohttp
 import psycopg
 import pytest
 
+from atomic_balance.postgres.migrations import migrate
 from atomic_balance.postgres.verify import verify
 from tests.client import APPLIED, REFUSED, balance, opened, session, update, withdraw
 from tests.pgbouncer import PROGRAM, PgBouncer, running_pgbouncer
@@ -102,3 +103,16 @@ async def test_a_blocked_row_delays_its_own_account_alone(
         assert not blocked.done()
         blocker.rollback()
     assert (await blocked)[0] == 200
+
+
+async def test_tables_in_a_schema_of_their_own(pgbouncer: PgBouncer, database_url: str, tmp_path: Path) -> None:
+    """Which no session's search path names: it would be another's next moment."""
+    migrate(database_url, schema="balances")
+    environment = {"DATABASE_URL": pgbouncer.url, "PREPARED_STATEMENTS": "false", "DATABASE_SCHEMA": "balances"}
+    async with running_service(environment, tmp_path) as service, session() as caller:
+        await opened(caller, url=service.url)
+        answers = Counter(await asyncio.gather(*(withdraw(caller, service.url) for _ in range(6_000))))
+    assert answers == {APPLIED: 5_000, REFUSED: 1_000}
+    found = await asyncio.to_thread(verify, pgbouncer.url, schema="balances")
+    assert (found.accounts, found.changes, found.differences) == (1, 5_000, [])
+    assert verify(database_url).accounts == 0

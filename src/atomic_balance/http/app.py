@@ -33,7 +33,9 @@ from atomic_balance.http.bodies import Bodies
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.errors import ApiError, error_response, of_http_exception
 from atomic_balance.http.hosts import host_check
+from atomic_balance.http.messages import Request
 from atomic_balance.http.openapi import document
+from atomic_balance.http.parsing import parse_query
 from atomic_balance.http.readiness import ReadinessProbe
 from atomic_balance.http.request_counts import KINDS_OF_REQUESTS, request_cell
 from atomic_balance.observe.counting import shared_numbers
@@ -50,6 +52,7 @@ log = logging.getLogger("atomic_balance")
 REQUEST_ID_HEADER = "X-Request-ID"
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_TAKING_NO_QUERY = {each.handler for each in ENDPOINTS if "invalid_request" in each.errors and not each.query}
 _TOKENS = web.AppKey("tokens", Tokens)
 _REQUEST_IDS: web.AppKey[Iterator[str]] = web.AppKey("request_ids")
 _HOST_CHECK: web.AppKey[Callable[[str], bool]] = web.AppKey("host_check")
@@ -169,11 +172,12 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if hdrs.CONTENT_ENCODING in headers and _is_encoded(request):
             raise ApiError("unsupported_content_encoding")
+        asked = _refuse_query if request.query_string and handler in _TAKING_NO_QUERY else handler
         tokens = app[_TOKENS]
         if tokens.writing:
-            response = await answer_if_allowed(tokens, request, handler)
+            response = await answer_if_allowed(tokens, request, asked)
         elif app[_HOST_CHECK](headers.get(hdrs.HOST, "")) or request.path in OPEN_PATHS:
-            response = await handler(request)
+            response = await asked(request)
         else:
             raise ApiError("misdirected_request")
     except ApiError as error:
@@ -191,6 +195,12 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if app[DRAINING].is_set():
         response.force_close()  # so that the caller sends no more on a connection that is about to be closed
     return response
+
+
+async def _refuse_query(request: web.Request) -> web.StreamResponse:
+    """The answer of an endpoint that takes no query to a request with one."""
+    parse_query(Request, request)
+    raise ApiError("invalid_request", "query: expected none")  # of nothing but separators
 
 
 def _is_encoded(request: web.Request) -> bool:

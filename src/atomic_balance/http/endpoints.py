@@ -1,7 +1,8 @@
 """The contract as a table: every endpoint with its handler, what it takes and all that it may answer."""
 
 from collections.abc import Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from aiohttp.typedefs import Handler
 from msgspec import Struct
@@ -13,6 +14,9 @@ from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
     AccountPath,
+    AccountQuery,
+    AccountsPage,
+    AccountsQuery,
     BalanceUpdate,
     BalanceUpdates,
     BoundOutcome,
@@ -27,6 +31,7 @@ from atomic_balance.http.messages import (
     HoldsQuery,
     JournalPage,
     PageQuery,
+    PastAccount,
     Readiness,
     RingQuery,
     RingTotal,
@@ -64,10 +69,15 @@ _READ_ERRORS = (*_ACCESS_ERRORS, "invalid_request", "internal_error", "unavailab
 class Reply(Struct, frozen=True):
     """One status that is no error: its body, and an example of it."""
 
-    body: type[Struct] | None
+    body: type[Struct] | UnionType | None
     text: str
     example: Mapping[str, Any] = {}
     content_type: str = "application/json"
+
+    @property
+    def shapes(self) -> tuple[type[Struct], ...]:
+        """What the body may be: one of these; none if no Struct says it."""
+        return get_args(self.body) or ((self.body,) if self.body else ())
 
 
 class Endpoint(Struct, frozen=True):
@@ -87,6 +97,12 @@ class Endpoint(Struct, frozen=True):
     replays: bool = False
     """Whether its own path is the key, so that it can be repeated."""
     body_required: bool = True
+
+    @property
+    def query(self) -> list[str]:
+        """The names of the parameters that its query may have."""
+        names = (name for shape in self.parameters for name in shape.__struct_encode_fields__)
+        return [name for name in names if f"{{{name}}}" not in self.path]
 
     @property
     def statuses(self) -> list[int]:
@@ -230,16 +246,25 @@ ENDPOINTS = (
         "GET",
         "/api/users/{userId}",
         handlers.read_account,
-        "Read an account",
-        {200: Reply(Account, "The account now", _ACCOUNT)},
+        "Read an account, as it is now or as it was at a time",
+        {200: Reply(Account | PastAccount, "The account now, or what it had then", _ACCOUNT)},
         errors=(*_READ_ERRORS, "user_not_found"),
-        parameters=(AccountPath,),
+        parameters=(AccountPath, AccountQuery),
+    ),
+    Endpoint(
+        "GET",
+        "/api/users",
+        handlers.read_accounts,
+        "Read all accounts, by user id",
+        {200: Reply(AccountsPage, "A page of accounts", {"users": [_ACCOUNT], "next": None})},
+        errors=_READ_ERRORS,
+        parameters=(AccountsQuery,),
     ),
     Endpoint(
         "GET",
         "/api/users/{userId}/changes",
         handlers.read_changes,
-        "Read an account's journal, newest first",
+        "Read an account's journal, newest first, or oldest first from a version on",
         {200: Reply(JournalPage, "A page of applied changes", {"changes": [_ENTRY], "next": None})},
         errors=(*_READ_ERRORS, "user_not_found"),
         parameters=(AccountPath, PageQuery),

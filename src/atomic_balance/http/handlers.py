@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 
 import msgspec
 from aiohttp import hdrs, web
@@ -14,6 +15,9 @@ from atomic_balance.http.messages import (
     AccountOpening,
     AccountPatch,
     AccountPath,
+    AccountQuery,
+    AccountsPage,
+    AccountsQuery,
     BalanceUpdate,
     BalanceUpdates,
     BoundOutcome,
@@ -22,6 +26,7 @@ from atomic_balance.http.messages import (
     JournalEntry,
     JournalPage,
     PageQuery,
+    PastAccount,
     Payee,
     Readiness,
     UpdatedBalance,
@@ -122,26 +127,54 @@ async def change_account(request: web.Request) -> web.Response:
 
 
 async def read_account(request: web.Request) -> web.Response:
-    """GET /api/users/{userId}: the account now."""
+    """GET /api/users/{userId}: the account now, or what it had at a time."""
     user_id = parse_path(AccountPath, request).user_id
+    time = parse_query(AccountQuery, request).time
+    if time:
+        return await _read_past_account(request, user_id, time)
     account = await request.app[ACCOUNTS].account(user_id)
     if account is None:
         raise ApiError("user_not_found")
     return answer_with(account)
 
 
+async def _read_past_account(request: web.Request, user_id: int, time: datetime) -> web.Response:
+    past = await request.app[ACCOUNTS].balance_at(user_id, time)
+    if past and not past.over:
+        raise ApiError("invalid_request", "at: expected a time that is over")
+    if not past or not past.opened:
+        raise ApiError("user_not_found")
+    return answer_with(PastAccount(user_id, past.balance, past.version, time))
+
+
+async def read_accounts(request: web.Request) -> web.Response:
+    """GET /api/users: a page of accounts, by id."""
+    page = parse_query(AccountsQuery, request)
+    found = await request.app[ACCOUNTS].accounts(page.after or 0, page.limit + 1)
+    shown = found[: page.limit]
+    more = len(found) > len(shown)
+    return answer_with(
+        AccountsPage(shown, f"/api/users?limit={page.limit}&after={shown[-1].user_id}" if more else None)
+    )
+
+
 async def read_changes(request: web.Request) -> web.Response:
-    """GET /api/users/{userId}/changes: a page of the journal, newest first."""
+    """GET /api/users/{userId}/changes: a page of the journal, newest first, or oldest first from a version on."""
     user_id = parse_path(AccountPath, request).user_id
     page = parse_query(PageQuery, request)
     accounts = request.app[ACCOUNTS]
-    rows = await accounts.changes(user_id, page.before, page.limit + 1)
+    if page.after is None:
+        direction = "before"
+        rows = await accounts.changes(user_id, page.before, page.limit + 1)
+    else:
+        direction = "after"
+        rows = await accounts.changes_after(user_id, page.after, page.limit + 1)
     if not rows and await accounts.account(user_id) is None:
         raise ApiError("user_not_found")
     shown = rows[: page.limit]
     entries = [_entry(row) for row in shown]
     more = len(rows) > len(shown)
-    following = f"/api/users/{user_id}/changes?limit={page.limit}&before={entries[-1].version}" if more else None
+    following = f"/api/users/{user_id}/changes?limit={page.limit}&{direction}={entries[-1].version}" if more else None
     return answer_with(JournalPage(entries, following))
 
 
@@ -172,7 +205,7 @@ async def read_change(request: web.Request) -> web.Response:
     """GET /api/users/{userId}/changes/{key}: the outcome bound to an idempotency key."""
     path = parse_path(ChangePath, request)
     row = await request.app[ACCOUNTS].change(path.user_id, path.key)
-    if row is None:
+    if row is None or row.created_at is None:  # None of an old opening alone, to which no key is bound
         raise ApiError("key_not_found")
     is_hold = row.hold_amount > 0
     bound = BoundOutcome(201 if is_hold else 200, path.user_id, path.key, row.amount, row.reference, row.created_at)

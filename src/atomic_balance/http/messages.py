@@ -1,11 +1,11 @@
 """The bodies of requests and answers. A type's description is what an error says was expected."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, ClassVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from atomic_balance.changes import BALANCE_LIMIT
+from atomic_balance.changes import BALANCE_LIMIT, Account, Balance, MinimumBalance, UserId
 
 UPDATES_MAX = 1_000
 PAYEES_MAX = 100
@@ -22,7 +22,6 @@ PAYEE_BYTES_MAX = 256
 ACCOUNT_BYTES_MAX = 1024
 """The most bytes of an opening or a patch. Names and numbers have 170, all escaped; the rest is for white space."""
 
-UserId = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 Amount = Annotated[
     int,
     Meta(
@@ -32,24 +31,20 @@ Amount = Annotated[
         extra_json_schema={"not": {"const": 0}},
     ),
 ]
-Balance = Annotated[
-    int,
-    Meta(
-        ge=-BALANCE_LIMIT,
-        le=BALANCE_LIMIT,
-        description=f"an integer from minimumBalance (0 unless given) to {BALANCE_LIMIT}",
-    ),
-]
-MinimumBalance = Annotated[
-    int,
-    Meta(ge=-BALANCE_LIMIT, le=BALANCE_LIMIT, description=f"an integer from -{BALANCE_LIMIT} to {BALANCE_LIMIT}"),
-]
 Reference = Annotated[
     str,
     Meta(max_length=255, pattern=r"^[^\x00]*$", description="a string of up to 255 characters without NUL, or null"),
 ]
 PositiveAmount = Annotated[int, Meta(ge=1, le=BALANCE_LIMIT, description=f"an integer from 1 to {BALANCE_LIMIT}")]
 PageLimit = Annotated[int, Meta(ge=1, le=PAGE_MAX, description=f"an integer from 1 to {PAGE_MAX}")]
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)\Z",
+        description="a time with an offset, such as 2026-01-31T23:59:59Z (in a URL, + is %2B)",
+        extra_json_schema={"format": "date-time", "pattern": "T.+(Z|[+-][0-9:]+)$"},
+    ),
+]
 IdempotencyKey = Annotated[
     str,
     Meta(
@@ -222,6 +217,30 @@ class AccountPath(Request, frozen=True):
     user_id: UserId
 
 
+class AccountQuery(Request, frozen=True):
+    """As of when: `at`, or now."""
+
+    at: Time | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            _ = self.time
+        except (ValueError, OverflowError):
+            raise ValueError("at") from None
+
+    @property
+    def time(self) -> datetime | None:
+        """`at`, in UTC."""
+        return datetime.fromisoformat(self.at).astimezone(UTC) if self.at else None
+
+
+class AccountsQuery(Request, frozen=True):
+    """Which page of accounts: those with a user id above `after`, or the first."""
+
+    limit: PageLimit = 50
+    after: UserId | None = None
+
+
 class ChangePath(AccountPath, frozen=True):
     """The path of what is bound to an idempotency key."""
 
@@ -242,10 +261,18 @@ class HoldsQuery(Request, frozen=True):
 
 
 class PageQuery(Request, frozen=True):
-    """Which page of a journal: changes with a version below `before`, or the newest."""
+    """Which page of a journal: the newest, the newest below version `before`, or the oldest above version `after`."""
 
     limit: PageLimit = 50
     before: Annotated[int, Meta(ge=1, le=2**63 - 1, description="a version, an integer from 1")] | None = None
+    after: (
+        Annotated[int, Meta(ge=0, le=2**63 - 1, description="a version, an integer from 0, and no before beside it")]
+        | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        if self.before is not None and self.after is not None:
+            raise ValueError("after")
 
 
 class RingQuery(Request, frozen=True):
@@ -322,6 +349,9 @@ class TransferResults(Answer, frozen=True):
 class JournalEntry(Answer, frozen=True):
     """An applied change: `balance` is the one right after it. A key that the service made is not shown.
 
+    Version 0 is the opening: `amount` is what the account was opened with, `createdAt` null if that was before version
+    0.2.0, which first noted it.
+
     `holdAmount`: what it added to what is held: negative for a settlement, 0 if it has nothing to do with a hold. Of a
     transfer: `counterpartyId` is the other account, null if there are several; a payer's entry has `to`, a payee's
     `transferKey`, which is the payer's key, null if the caller gave none.
@@ -333,16 +363,35 @@ class JournalEntry(Answer, frozen=True):
     balance: int
     reference: str | None
     idempotency_key: str | None
-    created_at: datetime
+    created_at: datetime | None
     counterparty_id: int | UnsetType | None = UNSET
     to: list[Payee] | UnsetType = UNSET
     transfer_key: str | UnsetType | None = UNSET
 
 
 class JournalPage(Answer, frozen=True):
-    """Applied changes, newest first; `next` is the path of the page that follows, null on the last."""
+    """Applied changes; `next` is the path of the page that follows, null on the last.
+
+    Newest first, the opening the last; asked for with `after` oldest first, without the opening.
+    """
 
     changes: list[JournalEntry]
+    next: str | None
+
+
+class PastAccount(Answer, frozen=True):
+    """What an account had `at` a time."""
+
+    user_id: int
+    balance: int
+    version: int
+    at: datetime
+
+
+class AccountsPage(Answer, frozen=True):
+    """Accounts, by user id; `next` is the path of the page that follows, null on the last."""
+
+    users: list[Account]
     next: str | None
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 document, made from the table of endpoints, the msgspec types and the table of errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -46,7 +47,7 @@ def document(version: str) -> dict[str, Any]:
     shapes: dict[str, type[Struct]] = {shape.__name__: shape for shape in (Error, ProblemDetails)}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in ENDPOINTS:
-        for shape in (endpoint.body, *(reply.body for reply in endpoint.replies.values())):
+        for shape in (endpoint.body, *chain.from_iterable(reply.shapes for reply in endpoint.replies.values())):
             if shape is not None:
                 shapes[shape.__name__] = shape
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
@@ -103,7 +104,7 @@ def _replies(endpoint: Endpoint) -> dict[str, Any]:
             **({"headers": _REPLAYED} if endpoint.idempotent or endpoint.replays else {}),
             "content": {
                 reply.content_type: {
-                    "schema": _reference(reply.body) if reply.body else {},
+                    "schema": _one_of(reply.shapes),
                     **({"example": reply.example} if reply.example else {}),
                 }
             },
@@ -142,6 +143,11 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
 def _details(code: str) -> dict[str, Any]:
     problem = PROBLEMS[code]
     return {"type": problem_type(code), "title": problem.text, "status": problem.status, "detail": problem.text}
+
+
+def _one_of(shapes: Sequence[type[Struct]]) -> dict[str, Any]:
+    options = [_reference(shape) for shape in shapes]
+    return {"oneOf": options} if len(options) > 1 else options[0] if options else {}
 
 
 def _reference(shape: type[Struct]) -> dict[str, str]:

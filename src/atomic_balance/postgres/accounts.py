@@ -18,15 +18,19 @@ from atomic_balance.postgres.statements import (
     COUNT_OPEN_HOLDS,
     COUNT_OVERDUE_HOLDS,
     EXPIRED_HOLDS,
+    LIST_ACCOUNTS,
     OPEN_ACCOUNT,
     READ_ACCOUNT,
     READ_CHANGE,
     READ_CHANGES,
+    READ_CHANGES_AFTER,
     READ_HOLDS,
     READ_OPEN_HOLDS,
+    READ_PAST_BALANCE,
     SET_MINIMUM_BALANCE,
     SUM_BALANCES,
     TAKE_EXPIRY_TURN,
+    in_schema,
 )
 from atomic_balance.settings import Settings
 
@@ -38,6 +42,19 @@ class Opening(NamedTuple):
     opening_balance: int
     opening_minimum_balance: int
     opened: bool
+
+
+class PastBalance(NamedTuple):
+    """What an account had at a time: its balance, and its version.
+
+    `opened`: whether the account was open then; one of which that is not known always was. `over`: whether that time is
+    over, by the database's clock.
+    """
+
+    balance: int
+    version: int
+    opened: bool
+    over: bool
 
 
 class HoldStatus(StrEnum):
@@ -81,10 +98,10 @@ _BEFORE_ALL = (datetime.min.replace(tzinfo=UTC), 0, "")
 
 
 class JournalRow(NamedTuple):
-    """A row of the journal. `version` is None, and `refusal` is not, if the change was refused.
+    """A row of the journal. `version` is None, and `refusal` is not, if the change was refused; 0 for the opening.
 
     `hold_amount`: what the change added to what is held; 0 if it has nothing to do with a hold. `payees`: whom it paid,
-    if it was a transfer. `payer`: who paid, if it is the credit of a payee.
+    if it was a transfer. `payer`: who paid, if it is the credit of a payee. `created_at`: None of an old opening.
     """
 
     version: int | None
@@ -93,7 +110,7 @@ class JournalRow(NamedTuple):
     balance: int
     idempotency_key: str
     reference: str | None
-    created_at: datetime
+    created_at: datetime | None
     refusal: Refusal | None
     payees: tuple[Credit, ...] = ()
     payer: int | None = None
@@ -122,6 +139,15 @@ class Accounts:
         rows = await self._fetch(READ_ACCOUNT, user_id)
         return Account(user_id, *rows[0]) if rows else None
 
+    async def balance_at(self, user_id: int, time: datetime) -> PastBalance | None:
+        """What a user had at `time`, which has an offset; None if there is no such user."""
+        rows = await self._fetch(READ_PAST_BALANCE, user_id, time)
+        return PastBalance(*rows[0]) if rows else None
+
+    async def accounts(self, after: int, count_max: int) -> list[Account]:
+        """The first `count_max` accounts with a user id above `after`, by id."""
+        return [Account(*row) for row in await self._fetch(LIST_ACCOUNTS, after, count_max)]
+
     async def total(self, first: int, last: int) -> int:
         """What the accounts with ids from `first` to `last` have together, at one moment."""
         ((total,),) = await self._fetch(SUM_BALANCES, first, last)
@@ -133,8 +159,15 @@ class Accounts:
         return (Account(user_id, *rows[0][:5]), rows[0]["changed"]) if rows else None
 
     async def changes(self, user_id: int, before: int | None, count_max: int) -> list[JournalRow]:
-        """The newest `count_max` applied changes with a version below `before`, newest first."""
+        """The newest `count_max` applied changes with a version below `before`, newest first, the opening the last.
+
+        Empty if there is no such user.
+        """
         return [_journal_row(row) for row in await self._fetch(READ_CHANGES, user_id, before, count_max)]
+
+    async def changes_after(self, user_id: int, version: int, count_max: int) -> list[JournalRow]:
+        """The oldest `count_max` applied changes with a version above `version`, oldest first."""
+        return [_journal_row(row) for row in await self._fetch(READ_CHANGES_AFTER, user_id, version, count_max)]
 
     async def change(self, user_id: int, idempotency_key: str) -> JournalRow | None:
         """The change, applied or refused, that is bound to a key; None if none is."""
@@ -205,6 +238,7 @@ class Accounts:
         return missing_migrations((row["migration_id"] for row in rows), self._settings.citus)
 
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        statement = in_schema(statement, self._settings.database_schema)
         seconds = self._settings.statement_seconds
         try:
             async with self._pool.acquire(timeout=self._settings.connect_seconds + seconds) as connection:

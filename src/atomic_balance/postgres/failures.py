@@ -3,6 +3,8 @@
 import re
 from enum import Enum, auto
 
+import asyncpg
+
 
 class Failure(Enum):
     """What a statement that failed leaves behind."""
@@ -34,6 +36,14 @@ class UnreachableError(Exception):
 class EncodingError(Exception):
     """The database has another encoding than the one it must have; the text says so."""
 
+
+MISCONFIGURED = (
+    EncodingError,
+    ValueError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+"""Why a database can't be had with this URL, however long one waits: what `UnreachableError` has as its cause then."""
 
 _ROLLED_BACK = {
     "55P03": Failure.CONTENDED,  # lock_not_available

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import psycopg
 import yoyo
+from psycopg import sql
 
 from atomic_balance.postgres.connections import check_encoding
+from atomic_balance.postgres.statements import APPLIED_MIGRATIONS, in_schema
+from atomic_balance.settings import WrongSettingError
 
 _LOCK = 0x61746F6D6963  # "atomic", in ASCII: held while this database is being migrated
 _POLL_SECONDS = 0.1
@@ -41,12 +44,15 @@ def _folders(citus: bool) -> list[Path]:
     return [folder, folder / "citus"] if citus else [folder]
 
 
-def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) -> list[str]:
+def migrate(database_url: str, citus: bool = False, schema: str | None = None, wait_seconds: float = 60) -> list[str]:
     """Bring the schema up to date and give the names of the migrations that were applied; `citus`: those for Citus too.
 
+    `schema`: where the tables belong, made if it is not there; None: where the search path says.
+
     Several processes may do so at once: one migrates, the others wait for it, polling, because a session that blocks
-    for a lock would hold up CREATE INDEX CONCURRENTLY. Raises psycopg.Error, EncodingError before anything is made, or
-    TimeoutError when another migration takes longer than `wait_seconds`, or a transaction holds a table for too long.
+    for a lock would hold up CREATE INDEX CONCURRENTLY. Before anything is made it raises psycopg.Error, EncodingError,
+    or WrongSettingError if somebody else's table is where ours belongs; afterwards psycopg.Error, or TimeoutError when
+    another migration takes longer than `wait_seconds`, or a transaction holds a table for too long.
     """
     os.environ.setdefault("LOGNAME", "atomic-balance")  # yoyo records it, and fails where the user id has no name
     location = database_url.split("://", 1)[1]
@@ -57,6 +63,10 @@ def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) ->
             if time.monotonic() > give_up:
                 raise TimeoutError(f"another process has been migrating for {wait_seconds} s")
             time.sleep(_POLL_SECONDS)
+        if schema:
+            _make_schema(guard, schema)
+            location += f"{'&' if '?' in location else '?'}schema=%22{schema}%22"
+        _refuse_foreign_tables(guard)
         with yoyo.get_backend(f"postgresql+psycopg://{location}") as backend:
             backend.break_lock()  # only a killed process can have left it: the others wait above
             applied: list[str] = []
@@ -74,3 +84,23 @@ def migrate(database_url: str, citus: bool = False, wait_seconds: float = 60) ->
 def _take_lock(guard: psycopg.Connection) -> bool:
     row = guard.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
     return row is not None and bool(row[0])
+
+
+def _make_schema(guard: psycopg.Connection, schema: str) -> None:
+    """Make `schema` unless it is there, and let `guard` look into it alone."""
+    if guard.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() == (None,):
+        guard.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+    guard.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
+
+
+def _refuse_foreign_tables(guard: psycopg.Connection) -> None:
+    try:
+        applied = [name for (name,) in guard.execute(in_schema(APPLIED_MIGRATIONS, None).encode())]
+    except psycopg.errors.UndefinedTable:
+        applied = []
+    there = "SELECT current_schema() FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'users'"
+    found = guard.execute(there).fetchone()
+    if found and "0001-users" in missing_migrations(applied):
+        raise WrongSettingError(
+            f"DATABASE_SCHEMA: expected a schema without a table users; {found[0]} has one that is not this service's"
+        )

@@ -15,6 +15,7 @@ from atomic_balance.postgres.statements import (
     APPLY_TRANSFERS,
     BLOCKED_ACCOUNTS,
     RECORD_REFUSALS,
+    in_schema,
 )
 from atomic_balance.settings import Settings
 
@@ -92,6 +93,7 @@ class Session:
         self._connection = connection
         self._statement_seconds = settings.statement_seconds
         self._citus = settings.citus
+        self._schema = settings.database_schema
 
     @property
     def closed(self) -> bool:
@@ -139,7 +141,9 @@ class Session:
             for number, (change, key, may_be_held) in enumerate(zip(changes, keys, repeatable, strict=True), 1)
             for leg in _legs(number, change, key, may_be_held)
         ]
-        sets, owners, accounts_moved, leg_keys, amounts, *of_holds, references, repeatables = zip(*legs, strict=True)
+        sets, owners, accounts_moved, leg_keys, amounts, *of_holds, references, payees, repeatables = zip(
+            *legs, strict=True
+        )
         holding = any(change.hold_amount for change in changes)
         rows = await self._fetch(
             APPLY_TRANSFERS,
@@ -150,6 +154,7 @@ class Session:
             amounts,
             *(of_holds if holding else (None, None, None)),
             _unless_all(None, references),
+            payees,
             _unless_all(False, repeatables),
             _milliseconds(lock_seconds),
         )
@@ -206,7 +211,7 @@ class Session:
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         try:
             rows: list[asyncpg.Record] = await self._connection.fetch(
-                statement, *arguments, timeout=self._statement_seconds
+                in_schema(statement, self._schema), *arguments, timeout=self._statement_seconds
             )
         except Exception as error:
             raise StatementError(failure_of(error, self._citus)) from error
@@ -227,11 +232,18 @@ def _of_holds(changes: Sequence[Change]) -> tuple[object, object, object]:
 def _legs(number: int, change: Change, key: str, repeatable: bool) -> list[tuple[object, ...]]:
     """What a change moves, an element for each account, as apply_transfers takes it; `number`: of its set."""
     owner, reference = change.user_id, change.reference
-    own = (change.hold_amount or None, change.hold_id, change.lasting_seconds, reference, repeatable)
+    own = (
+        change.hold_amount or None,
+        change.hold_id,
+        change.lasting_seconds,
+        reference,
+        _as_text(change.payees),
+        repeatable,
+    )
     return [
         (number, owner, owner, key, change.amount, *own),
         *(
-            (number, owner, payee, credit_key(owner, key), amount, None, None, None, reference, False)
+            (number, owner, payee, credit_key(owner, key), amount, None, None, None, reference, None, False)
             for payee, amount in change.payees
         ),
     ]

@@ -6,7 +6,6 @@ What lies across accounts - the legs of transfers, and all money - the server co
 import contextlib
 import heapq
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -21,6 +20,7 @@ from atomic_balance.postgres.statements import (
     VERIFY_MONEY,
     VERIFY_OPEN_HOLDS,
     VERIFY_TRANSFERS,
+    in_schema,
 )
 
 DIFFERENCES_MAX = 10
@@ -93,8 +93,10 @@ class Summary(NamedTuple):
     differences: list[str]
 
 
-def verify(database_url: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Summary:
-    """Audit the database; ends early when it has found `DIFFERENCES_MAX` differences.
+def verify(
+    database_url: str, progress: Callable[[int, int], None] = lambda done, total: None, schema: str | None = None
+) -> Summary:
+    """Audit the database, or `schema` in it; ends early when it has found `DIFFERENCES_MAX` differences.
 
     It reads in one snapshot, so the database may be in use. `progress` is told, from time to time, how many changes
     have been read and how many there are. Raises psycopg.Error.
@@ -102,12 +104,11 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
     with psycopg.connect(database_url, prepare_threshold=None) as connection:  # poolers lose what is prepared
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        total = _total(connection)
-        money = _money(connection)
+        money, total = _money(connection, schema)
         with (
-            _stream(connection, "accounts", VERIFY_ACCOUNTS) as accounts,
-            _stream(connection, "changes", VERIFY_CHANGES) as changes,
-            _stream(connection, "open_holds", VERIFY_OPEN_HOLDS) as open_holds,
+            _stream(connection, "accounts", in_schema(VERIFY_ACCOUNTS, schema)) as accounts,
+            _stream(connection, "changes", in_schema(VERIFY_CHANGES, schema)) as changes,
+            _stream(connection, "open_holds", in_schema(VERIFY_OPEN_HOLDS, schema)) as open_holds,
         ):
             account_count, change_count, differences = _audit(
                 itertools.starmap(AccountRow, accounts),
@@ -115,7 +116,7 @@ def verify(database_url: str, progress: Callable[[int, int], None] = lambda done
                 itertools.starmap(OpenHoldRow, open_holds),
             )
         if len(differences) < DIFFERENCES_MAX:
-            differences += _unpaired_legs(connection, DIFFERENCES_MAX - len(differences))
+            differences += _unpaired_legs(connection, schema, DIFFERENCES_MAX - len(differences))
         return Summary(account_count, change_count, money, differences)
 
 
@@ -127,19 +128,16 @@ def _stream(connection: psycopg.Connection, name: str, statement: str) -> Iterat
         yield cursor
 
 
-def _total(connection: psycopg.Connection) -> int:
-    row = connection.execute("SELECT coalesce(sum(version), 0)::bigint FROM users").fetchone()
-    return int(row[0]) if row else 0
+def _money(connection: psycopg.Connection, schema: str | None) -> tuple[Money, int]:
+    """All money, and how many changes were applied."""
+    (row,) = connection.execute(in_schema(VERIFY_MONEY, schema).encode())
+    *money, changes = map(int, row)
+    return Money(*money), changes
 
 
-def _money(connection: psycopg.Connection) -> Money:
-    (row,) = connection.execute(VERIFY_MONEY.encode())
-    return Money(*map(int, row))
-
-
-def _unpaired_legs(connection: psycopg.Connection, count_max: int) -> list[str]:
+def _unpaired_legs(connection: psycopg.Connection, schema: str | None, count_max: int) -> list[str]:
     """Credits that applied transfers owe and nobody has, and those that none of them owes."""
-    rows = psycopg.RawCursor(connection).execute(VERIFY_TRANSFERS.encode(), [count_max])
+    rows = psycopg.RawCursor(connection).execute(in_schema(VERIFY_TRANSFERS, schema).encode(), [count_max])
     return [
         f"user {payer}: version {version}: it pays {amount} to user {payee}, and the journal has no such credit"
         if owed
@@ -286,12 +284,3 @@ def _wrong_payees(row: ChangeRow) -> str | None:
     if sum(amounts) != -row.amount:
         return f"it takes {-row.amount} and pays {sum(amounts)}"
     return None
-
-
-def progress_bar(done: int, total: int) -> None:
-    """Draw how far the audit is, where standard error is a terminal."""
-    if sys.stderr.isatty():
-        share = done / total if total else 1
-        bar = "#" * int(40 * share)
-        end = "\n" if done == total else ""
-        print(f"\rverify [{bar:40}] {done:,} of {total:,} changes", end=end, file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from atomic_balance.http.bodies import CONNECTION_BYTES
 from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
-from atomic_balance.postgres.failures import UnreachableError
+from atomic_balance.postgres.failures import MISCONFIGURED, UnreachableError
 from atomic_balance.settings import Settings
 
 log = logging.getLogger("atomic_balance")
@@ -34,8 +34,6 @@ _GC_THRESHOLD = 100_000
 _POLL_SECONDS = 0.01
 _AWAIT_SECONDS = 0.5  # between two questions whether the database is there
 _REMIND_SECONDS = 15.0
-# The server is there, and will say the same again: the role or its password is wrong, or there is no such database.
-_REFUSALS = ("28", "3D")
 
 _Result = TypeVar("_Result")
 
@@ -85,7 +83,7 @@ async def _unreachable(accounts: Accounts) -> BaseException | None:
         await _check_schema(accounts)
     except UnreachableError as error:
         reason = error.__cause__ or error
-        if str(error) or str(getattr(reason, "sqlstate", "")).startswith(_REFUSALS):
+        if isinstance(reason, MISCONFIGURED):
             raise StartError(f"database: {str(reason).partition(chr(10))[0]}") from error
         return reason
     return None

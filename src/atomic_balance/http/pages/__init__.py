@@ -15,12 +15,13 @@ _HEADERS = {
 
 
 def _read(name: str) -> bytes:
-    return resources.files(__name__).joinpath(f"{name}.html").read_bytes()
+    folder = resources.files(__name__)
+    page = folder.joinpath(f"{name}.html").read_bytes()
+    return page.replace(b"/* token.js */\n", folder.joinpath("token.js").read_bytes())
 
 
-_TOKEN = _read("token")  # the field for a token, which both pages have
-DOCS = _read("docs").replace(b"<!-- token -->\n", _TOKEN)
-LIVE = _read("live").replace(b"<!-- token -->\n", _TOKEN)
+DOCS = _read("docs")
+LIVE = _read("live")
 LIVE_WITHOUT_RACES = LIVE.replace(b"<body>", b'<body class="without-races">')
 
 

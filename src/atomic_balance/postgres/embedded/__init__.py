@@ -7,5 +7,6 @@ the first of them to notice starts it again.
 
 from atomic_balance.postgres.embedded.errors import EmbeddedPostgresError
 from atomic_balance.postgres.embedded.keeper import embedded_postgres
+from atomic_balance.postgres.embedded.programs import find_programs
 
-__all__ = ["EmbeddedPostgresError", "embedded_postgres"]
+__all__ = ["EmbeddedPostgresError", "embedded_postgres", "find_programs"]

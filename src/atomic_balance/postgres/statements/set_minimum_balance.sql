@@ -2,7 +2,7 @@
 -- $1 user_id, $2 minimum balance.
 -- Gives the account as it is and whether the minimum was set. No row: no such user.
 WITH changed AS (
-    UPDATE users
+    UPDATE {schema}users
        SET minimum_balance = $2
      WHERE id = $1
        AND balance - held >= $2
@@ -12,6 +12,6 @@ SELECT balance, held, balance - held - minimum_balance AS available, minimum_bal
   FROM changed
 UNION ALL
 SELECT balance, held, balance - held - minimum_balance, minimum_balance, version, false
-  FROM users
+  FROM {schema}users
  WHERE id = $1
    AND NOT EXISTS (SELECT FROM changed)

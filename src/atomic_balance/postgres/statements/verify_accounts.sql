@@ -1,4 +1,4 @@
 -- Stream every account, for the audit.
 SELECT id, opening_balance, balance, held, version
-  FROM users
+  FROM {schema}users
  ORDER BY id

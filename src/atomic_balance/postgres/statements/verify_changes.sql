@@ -1,4 +1,4 @@
 -- Stream the journal account by account, for the audit: the applied changes in order, then the refused ones. Times as seconds.
 SELECT user_id, version, amount, balance, refusal, hold_amount, idempotency_key, extract(epoch FROM expires_at)::float8, payees
-  FROM balance_changes
+  FROM {schema}balance_changes
  ORDER BY user_id, version

@@ -1,0 +1,2 @@
+ALTER FUNCTION apply_changes RESET search_path;
+ALTER FUNCTION apply_transfers RESET search_path;

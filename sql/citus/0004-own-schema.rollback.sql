@@ -1,0 +1,1 @@
+ALTER FUNCTION apply_account_changes RESET search_path;
