@@ -39,7 +39,10 @@ wait_until_ready() { # wait_until_ready SECONDS COMMAND...: gives up after SECON
 refuse_a_busy_port() { # or what answers there would be taken for the service
     local status=0
     curl --silent --max-time 2 --output /dev/null "$url/healthz" || status=$?
-    [ "$status" = 7 ] || die "something else answers at $url: stop it, or choose another port with PORT"
+    case $status in
+        6 | 7) ;; # no such host, which the service says itself; nobody listens
+        *) die "something else answers at $url: stop it, or choose another port with PORT" ;;
+    esac
 }
 
 greet() {
@@ -79,6 +82,7 @@ if [ "$mode" = docker ]; then
     have_engine || die "no Docker engine answers: start one, or use scripts/start.sh --local"
     have_compose || die "Docker Compose is needed (Debian: apt-get install docker-compose), or use scripts/start.sh --local"
     url=http://127.0.0.1:$(setting PORT 3000)
+    refuse_a_busy_port
     trap 'compose down' EXIT
     trap 'exit 0' INT TERM
     compose up --build --detach
@@ -96,6 +100,8 @@ else
     trap 'exit 0' INT TERM
     wait_until_ready 60 kill -0 $service
     .venv/bin/atomic-balance open 1 10000 > /dev/null
+    # Two that were started at the same time both found the port free; only one of them could listen.
+    kill -0 $service 2> /dev/null || die "the service ended, see above"
     greet
     wait $service
 fi

@@ -19,11 +19,10 @@ from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.accounts_csv import export_accounts, import_accounts
 from atomic_balance.postgres.client_programs import run_client_program
 from atomic_balance.postgres.connections import connection_pool
-from atomic_balance.postgres.failures import MISCONFIGURED, UnreachableError
 from atomic_balance.postgres.migrations import migrate
 from atomic_balance.postgres.verify import DIFFERENCES_MAX, Money, verify
 from atomic_balance.progress import progress_bar
-from atomic_balance.serve.serving import StartError, check_schema, listen, run, serve
+from atomic_balance.serve.serving import StartError, check_schema, database_answers, listen, run, serve
 from atomic_balance.serve.signals import outlive_other_signals, stop_on_signals
 from atomic_balance.serve.workers import serve_with_workers
 from atomic_balance.settings import Settings
@@ -48,13 +47,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
-    try:
-        run(check_schema(settings))
-    except UnreachableError as error:
-        if isinstance(error.__cause__, MISCONFIGURED):
-            raise
-        why = first_line(error.__cause__ or error)
-        log.warning("the database can't be reached: %s; not ready until it answers", why)
+    awaits_database = not run(database_answers(settings))
     listeners = listen(settings)
     host, port = listeners[0].getsockname()[:2]
 
@@ -62,19 +55,21 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
         log.info("atomic-balance %s serves on http://%s:%s (database: %s)", VERSION, host, port, arguments.database)
 
     if settings.workers > 1:
-        serve_with_workers(settings, listeners, ready)
+        serve_with_workers(settings, listeners, awaits_database, ready)
     else:
-        run(_serve_alone(settings, listeners, ready))
+        run(_serve_alone(settings, listeners, awaits_database, ready))
     return 0
 
 
-async def _serve_alone(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+async def _serve_alone(
+    settings: Settings, listeners: Sequence[socket.socket], awaits_database: bool, ready: Callable[[], None]
+) -> None:
     stop = stop_on_signals()
     tokens = Tokens(settings)
     outlive_other_signals(settings, tokens, stop)
     ready()
     numbers = shared_numbers(1)
-    await serve(settings, listeners, Metrics(numbers[0], numbers), tokens, stop)
+    await serve(settings, listeners, Metrics(numbers[0], numbers), tokens, stop, awaits_database)
 
 
 def _migrate(settings: Settings, _: argparse.Namespace) -> int:

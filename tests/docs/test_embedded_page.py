@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from atomic_balance.postgres.embedded import embedded_postgres
 from tests.client import balance, opened, session, transfer, withdraw
 from tests.database import Database
 from tests.docs.pasting import bash, blocks
@@ -12,6 +13,7 @@ from tests.processes import ROOT, running_service
 pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs" / "embedded.md").read_text()
+OLDER = sorted(Path("/usr/lib/postgresql").glob("1[4-6]/bin"))
 PROVED = "2 accounts, 4 changes: every balance is what the journal says"
 
 
@@ -42,6 +44,17 @@ async def test_the_embedded_database_is_looked_into_backed_up_restored_and_moved
     async with running_service({"DATABASE_URL": empty_database_url}, tmp_path) as service, session() as caller:
         await withdraw(caller, service.url, "once")
         assert await balance(caller, service.url) == 10_000 - 3 * 2 - 96
+
+
+@pytest.mark.skipif(not OLDER, reason="no PostgreSQL before 17 is installed (apt-get install postgresql)")
+async def test_a_move_to_an_older_server(tmp_path: Path) -> None:
+    """It does not know all that is in the dump of a new one."""
+    move = [text for language, text in blocks(PAGE) if language == "bash"][3]
+    with embedded_postgres(tmp_path / "older", OLDER[0]) as url:
+        moving = move.replace("atomic-balance serve\n", "")
+        script = f"atomic-balance open 1 10000 > /dev/null\n{moving}atomic-balance migrate\n"
+        printed = (await bash(script, tmp_path, {"NEW_DATABASE_URL": url})).splitlines()
+    assert printed[-2:] == ["1 accounts, 0 changes: every balance is what the journal says", "the schema is current"]
 
 
 async def test_a_schema_of_its_own_is_all_that_is_dumped_and_looked_into(database: Database, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The OpenAPI document is complete, and the service keeps to it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -64,4 +65,4 @@ async def test_the_page_reaches_no_other_host(client: Client) -> None:
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     assert "http://" not in page
     assert "https://" not in page
-    assert "//" not in page.replace("// Everything", "")
+    assert "//" not in re.sub(r"^ *// .*$", "", page, flags=re.MULTILINE)

@@ -19,6 +19,7 @@ from atomic_balance.http import live
 from atomic_balance.http.app_keys import (
     ACCOUNTS,
     BODIES,
+    DATABASE_FOUND,
     DRAINING,
     GROUP_COMMIT,
     HOLDS,
@@ -43,7 +44,7 @@ from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
 from atomic_balance.postgres.failures import UnreachableError
-from atomic_balance.postgres.session import connect
+from atomic_balance.postgres.session import Session, connect
 from atomic_balance.settings import Settings
 
 log = logging.getLogger("atomic_balance")
@@ -62,11 +63,13 @@ def make_app(
     metrics: Metrics | None = None,
     tokens: Tokens | None = None,
     on_failure: Callable[[], None] = lambda: None,
+    awaits_database: bool = False,
 ) -> web.Application:
     """The application for `settings`, which must have a `database_url`. The database may be away when it starts.
 
     `metrics`: where it counts; None: by itself. `tokens`: those that are accepted; None: those of `settings`.
-    `on_failure`: called if the group commit can apply no more changes.
+    `on_failure`: called if the group commit can apply no more changes. `awaits_database`: changes wait, and holds are
+    not settled, until somebody sets DATABASE_FOUND.
     """
     app = web.Application(
         middlewares=[answer],
@@ -77,6 +80,9 @@ def make_app(
     app[_HOST_CHECK] = host_check(settings)
     app[BODIES] = Bodies(settings.bodies_bytes_max, settings.deadline_seconds)
     app[DRAINING] = asyncio.Event()
+    app[DATABASE_FOUND] = asyncio.Event()
+    if not awaits_database:
+        app[DATABASE_FOUND].set()
     app[OFFERS_RACES] = settings.offers_races
     app.add_routes([web.route(endpoint.method, _pattern(endpoint.path), endpoint.handler) for endpoint in ENDPOINTS])
     app[OPENAPI] = json.encode(document(metadata.version("atomic-balance")))
@@ -97,7 +103,11 @@ def make_app(
             yield
 
     async def group_commit(app: web.Application) -> AsyncIterator[None]:
-        group_commit = GroupCommit(lambda: connect(settings), limits(settings), metrics.own, on_failure)
+        async def connected() -> Session:
+            await app[DATABASE_FOUND].wait()
+            return await connect(settings)
+
+        group_commit = GroupCommit(connected, limits(settings), metrics.own, on_failure)
         async with group_commit.running() as committer:
             metrics.gauges["waiting_changes"] = lambda: committer.waiting_count
             app[GROUP_COMMIT] = committer
@@ -108,15 +118,21 @@ def make_app(
 
     async def holds(app: web.Application) -> AsyncIterator[None]:
         accounts, committer = app[ACCOUNTS], app[GROUP_COMMIT]
-        async with (
-            HoldReader(accounts).running() as reader,
-            Expiry(accounts, committer, settings.waiting_changes_max // 4 or 1).running() as expiry,
-        ):
+        expiry = Expiry(accounts, committer, settings.waiting_changes_max // 4 or 1)
+
+        async def settle() -> None:
+            await app[DATABASE_FOUND].wait()
+            async with expiry.running():
+                await asyncio.Event().wait()
+
+        async with HoldReader(accounts).running() as reader, asyncio.TaskGroup() as tasks:
+            settling = tasks.create_task(settle())
             app[HOLDS] = reader
             metrics.gauges["open_holds"] = lambda: expiry.open_holds
             metrics.gauges["held"] = lambda: expiry.held
             metrics.gauges["overdue_holds"] = lambda: expiry.overdue_holds
             yield
+            settling.cancel()
 
     app.cleanup_ctx.extend((accounts, group_commit, holds, live.publishing))
     return app

@@ -13,6 +13,8 @@ from atomic_balance.postgres.accounts import Accounts
 
 ACCOUNTS = web.AppKey("accounts", Accounts)
 BODIES = web.AppKey("bodies", Bodies)
+DATABASE_FOUND = web.AppKey("database_found", asyncio.Event)
+"""Set once the database has answered and its schema was right: nothing is sent to it before."""
 DRAINING = web.AppKey("draining", asyncio.Event)
 """Set when the process is about to stop: it answers what it has accepted, and closes each connection after that."""
 GROUP_COMMIT = web.AppKey("group_commit", GroupCommit)

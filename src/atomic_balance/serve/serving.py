@@ -11,17 +11,20 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import TypeVar
 
+import asyncpg
 import uvloop
 from aiohttp import web
 
 from atomic_balance.http.app import make_app
-from atomic_balance.http.app_keys import DRAINING, GROUP_COMMIT
+from atomic_balance.http.app_keys import ACCOUNTS, DATABASE_FOUND, DRAINING, GROUP_COMMIT
 from atomic_balance.http.authorization import Tokens
 from atomic_balance.http.bodies import CONNECTION_BYTES
 from atomic_balance.observe.metrics import Metrics
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.postgres.connections import connection_pool
+from atomic_balance.postgres.failures import MISCONFIGURED, UnreachableError
 from atomic_balance.settings import Settings
 
 log = logging.getLogger("atomic_balance")
@@ -29,6 +32,10 @@ log = logging.getLogger("atomic_balance")
 BACKLOG = 10_000
 _GC_THRESHOLD = 100_000
 _POLL_SECONDS = 0.01
+_AWAIT_SECONDS = 0.5  # between two questions whether the database is there
+_REMIND_SECONDS = 15.0
+
+_Result = TypeVar("_Result")
 
 
 class StartError(Exception):
@@ -39,19 +46,47 @@ class BrokenError(Exception):
     """The service had to end because of a fault of its own, which was logged; every request was answered."""
 
 
-def run(work: Coroutine[object, object, None]) -> None:
-    """Run `work` to its end on an event loop of its own."""
+def run(work: Coroutine[object, object, _Result]) -> _Result:
+    """Run `work` to its end on an event loop of its own, and give its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+        return runner.run(work)
+
+
+async def database_answers(settings: Settings) -> bool:
+    """Whether the database answers now; otherwise it is worth waiting for.
+
+    Raises StartError where it is no database to serve on: as check_schema does, or because it refuses the connection.
+    """
+    async with connection_pool(settings) as pool:
+        return await _unreachable(Accounts(pool, settings)) is None
 
 
 async def check_schema(settings: Settings) -> None:
-    """Raise StartError where the schema is behind, UnreachableError where the database does not answer."""
+    """Raise StartError where the schema is behind or can't be read, UnreachableError where nothing answers."""
     async with connection_pool(settings) as pool:
-        missing = await Accounts(pool, settings).missing_migrations()
+        await _check_schema(Accounts(pool, settings))
+
+
+async def _check_schema(accounts: Accounts) -> None:
+    try:
+        missing = await accounts.missing_migrations()
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StartError(f"database: {error}: the service's role needs the grants that README.md lists") from error
     if missing:
         names = ", ".join(missing)
         raise StartError(f"the schema is behind, without {names}: run python -m atomic_balance migrate")
+
+
+async def _unreachable(accounts: Accounts) -> BaseException | None:
+    """Why the database does not answer; None if it does and is as it must be. Raises StartError if it never will."""
+    try:
+        await _check_schema(accounts)
+    except UnreachableError as error:
+        reason = error.__cause__ or error
+        if isinstance(reason, MISCONFIGURED):
+            raise StartError(f"database: {str(reason).partition(chr(10))[0]}") from error
+        return reason
+    return None
 
 
 def listen(settings: Settings) -> list[socket.socket]:
@@ -79,16 +114,32 @@ def listen(settings: Settings) -> list[socket.socket]:
 
 
 async def serve(
-    settings: Settings, listeners: Sequence[socket.socket], metrics: Metrics, tokens: Tokens, stop: asyncio.Event
+    settings: Settings,
+    listeners: Sequence[socket.socket],
+    metrics: Metrics,
+    tokens: Tokens,
+    stop: asyncio.Event,
+    awaits_database: bool = False,
 ) -> None:
-    """Serve on `listeners` until `stop` is set, then answer what was accepted. Raises BrokenError."""
+    """Serve on `listeners` until `stop` is set, then answer what was accepted. Raises BrokenError.
+
+    `awaits_database`: the database was away. Until it answers, changes wait, readiness is red, and the log has a line
+    now and then. Raises StartError if it turns out to be no database to serve on.
+    """
     _raise_file_limit()
-    async with _running(settings, metrics, tokens, stop.set) as runner:
+    nothing_to_serve: StartError | None = None
+    async with _running(settings, metrics, tokens, stop.set, awaits_database) as runner:
         sites = [web.SockSite(runner, listener, backlog=BACKLOG) for listener in listeners]
         for site in sites:
             await site.start()
         metrics.publish()
         _collect_garbage_rarely()
+        if awaits_database:
+            async with asyncio.TaskGroup() as tasks:
+                awaiting = tasks.create_task(_await_database(runner.app, stop))
+                await stop.wait()
+                awaiting.cancel()
+            nothing_to_serve = None if awaiting.cancelled() else awaiting.result()
         await stop.wait()
         log.info("stopping: what was accepted is still answered")
         runner.app[DRAINING].set()
@@ -100,16 +151,38 @@ async def serve(
                 while runner.server and runner.server.connections:  # noqa: ASYNC110 - nothing tells when they have gone
                     await asyncio.sleep(_POLL_SECONDS)
         failure = runner.app[GROUP_COMMIT].failure
+    if nothing_to_serve is not None:
+        raise nothing_to_serve
     if failure is not None:
         raise BrokenError("no more changes could be applied") from failure
 
 
+async def _await_database(app: web.Application, stop: asyncio.Event) -> StartError | None:
+    """Wait until the database answers; if it is none to serve on, set `stop` and give the reason."""
+    remind_at = float("-inf")
+    while True:
+        try:
+            reason = await _unreachable(app[ACCOUNTS])
+        except StartError as error:
+            stop.set()
+            return error
+        if reason is None:
+            app[DATABASE_FOUND].set()
+            log.info("the database answers")
+            return None
+        now = asyncio.get_running_loop().time()
+        if now >= remind_at:
+            remind_at = now + _REMIND_SECONDS
+            log.warning("waiting for the database, which can't be reached: %r", reason)
+        await asyncio.sleep(_AWAIT_SECONDS)
+
+
 @contextlib.asynccontextmanager
 async def _running(
-    settings: Settings, metrics: Metrics, tokens: Tokens, on_failure: Callable[[], None]
+    settings: Settings, metrics: Metrics, tokens: Tokens, on_failure: Callable[[], None], awaits_database: bool
 ) -> AsyncIterator[web.AppRunner]:
     runner = web.AppRunner(
-        make_app(settings, metrics, tokens, on_failure),
+        make_app(settings, metrics, tokens, on_failure, awaits_database),
         access_log=log if settings.log_requests else None,
         access_log_format='%a "%r" %s %b bytes in %Tf s',
         shutdown_timeout=settings.shutdown_seconds,

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from atomic_balance.http.authorization import Tokens
 from atomic_balance.observe.counting import Numbers, shared_numbers
 from atomic_balance.observe.metrics import Metrics
-from atomic_balance.serve.serving import BACKLOG, run, serve
+from atomic_balance.serve.serving import BACKLOG, StartError, run, serve
 from atomic_balance.serve.signals import STOPPING, settings_with_new_tokens, stop_on_signals, terminal_has_gone
 from atomic_balance.settings import WORKERS_MAX, Settings
 
@@ -30,14 +31,18 @@ _FROZEN_SECONDS = 30
 _MARGIN_SECONDS = 5
 
 
-def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], ready: Callable[[], None]) -> None:
+def serve_with_workers(
+    settings: Settings, listeners: Sequence[socket.socket], awaits_database: bool, ready: Callable[[], None]
+) -> None:
     """Serve with `settings.workers` processes until a signal says to stop; ends in SystemExit.
 
+    `awaits_database`: as in `serve`. If it turns out to be no database to serve on, the exit status is 1.
     `ready` is called as soon as signals are handled. The process must have no threads but those of the log and of the
     embedded PostgreSQL, which allow for processes that are forked beside them.
     """
     _Supervisor(
         settings,
+        awaits_database,
         bind=[f"fd://{listener.detach()}" for listener in listeners],
         backlog=BACKLOG,
         workers=settings.workers,
@@ -55,8 +60,9 @@ def serve_with_workers(settings: Settings, listeners: Sequence[socket.socket], r
 class _Supervisor(BaseApplication):  # type: ignore[misc]
     """gunicorn with the given configuration, whatever its own files and variables say."""
 
-    def __init__(self, settings: Settings, **configuration: object) -> None:
+    def __init__(self, settings: Settings, awaits_database: bool, **configuration: object) -> None:
         self._settings = settings
+        self._awaits_database = awaits_database
         self._configuration = configuration
         super().__init__()
 
@@ -68,14 +74,16 @@ class _Supervisor(BaseApplication):  # type: ignore[misc]
         """Nothing: a worker makes its own application."""
 
     def run(self) -> None:
-        _Parent(self, self._settings).run()
+        _Parent(self, self._settings, self._awaits_database).run()
 
 
 class _Parent(Arbiter):  # type: ignore[misc]
     """gunicorn's parent of the workers. It hands out settings and numbers, and bounds what signals can do."""
 
-    def __init__(self, supervisor: _Supervisor, settings: Settings) -> None:
+    def __init__(self, supervisor: _Supervisor, settings: Settings, awaits_database: bool) -> None:
         self._settings = settings
+        self._awaits_database = awaits_database
+        self._halting = False
         self._numbers = shared_numbers(2 * WORKERS_MAX)  # twice: while workers are replaced, old and new ones run
         super().__init__(supervisor)
 
@@ -83,6 +91,7 @@ class _Parent(Arbiter):  # type: ignore[misc]
         """Give a worker, before it is forked, its settings and numbers that no other worker counts in."""
         taken = [other.own for other in self.WORKERS.values()]
         worker.settings, worker.everyone = self._settings, self._numbers
+        worker.awaits_database = self._awaits_database
         worker.own = next(free for free in self._numbers if free not in taken)
 
     def spawn_worker(self) -> None:
@@ -90,6 +99,19 @@ class _Parent(Arbiter):  # type: ignore[misc]
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         super().spawn_worker()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop the workers and exit: with 1 if one of them found that there is nothing to serve, and said why."""
+        self._halting = True
+        super().halt(exit_status=1 if exit_status else 0)
+
+    def reap_workers(self) -> None:
+        """Take note of workers that have ended; while all of them stop, several may have found nothing to serve."""
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self._halting:
+                raise
 
     def handle_hup(self) -> None:
         """Replace the workers by ones that know the tokens of `.env` as it is now."""
@@ -127,6 +149,7 @@ class _Logger(Logger):  # type: ignore[misc]
 
 class _Worker(Worker):  # type: ignore[misc]
     settings: Settings
+    awaits_database: bool
     own: Numbers
     everyone: Sequence[Numbers]
 
@@ -136,6 +159,9 @@ class _Worker(Worker):  # type: ignore[misc]
         try:
             super().init_process()
             status = 0
+        except StartError as error:
+            log.error("%s", error)
+            status = Arbiter.WORKER_BOOT_ERROR  # the others would find the same: none is to be started in its place
         except BaseException:
             log.exception("a worker failed")
         finally:
@@ -154,11 +180,17 @@ class _Worker(Worker):  # type: ignore[misc]
     async def _work(self) -> None:
         stop = stop_on_signals()
         metrics = Metrics(self.own, self.everyone)
+        nothing_to_serve: StartError | None = None
         async with asyncio.TaskGroup() as tasks:
             beating = tasks.create_task(self._beat(metrics, stop))
             listeners = [wrapped.sock for wrapped in self.sockets]
-            await serve(self.settings, listeners, metrics, Tokens(self.settings), stop)
+            try:
+                await serve(self.settings, listeners, metrics, Tokens(self.settings), stop, self.awaits_database)
+            except StartError as error:
+                nothing_to_serve = error
             beating.cancel()
+        if nothing_to_serve is not None:
+            raise nothing_to_serve
 
     async def _beat(self, metrics: Metrics, stop: asyncio.Event) -> None:
         """Tell the parent each second that this worker is not frozen, and stop when the parent has died."""
