@@ -1,0 +1,7 @@
+ALTER TABLE balance_changes DROP COLUMN feed_position;
+
+DROP FUNCTION keep_feed_ascending();
+
+DROP FUNCTION feed_offset();
+
+DROP TABLE feed_server;
