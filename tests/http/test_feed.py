@@ -58,17 +58,21 @@ async def test_all_changes_of_all_accounts_as_the_journal_has_them(client: Clien
         ]
 
 
-async def test_pages_of_every_size_end_within_transactions(client: Client) -> None:
+async def test_pages_of_every_size_end_within_transactions(client: Client, database: Database) -> None:
     for user_id in range(1, 6):
         await opened(client, user_id=user_id)
     for _ in range(3):  # one statement each, so five changes have the same position
         updates = [{"userId": user_id, "amount": 1} for user_id in range(1, 6) for _ in range(2)]
         async with client.post("/api/balance/updates", json={"updates": updates}) as answer:
             assert answer.status == 200
+    with database.session() as connection:  # whose rows lie in another order than that of their users
+        for user_id in (5, 2, 4, 1, 3):
+            connection.execute(APPLY.encode(), {"user": user_id, "key": "k"})
+        connection.commit()
     wanted = Reader(client)
     await wanted.read_all()
-    assert sorted(wanted.read()) == [(user_id, version) for user_id in range(1, 6) for version in range(1, 7)]
-    for limit in (1, 2, 3, 7, 10, 29, 30):
+    assert sorted(wanted.read()) == [(user_id, version) for user_id in range(1, 6) for version in range(1, 8)]
+    for limit in (1, 2, 3, 7, 10, 31, 34, 35):
         reader = Reader(client, limit=limit)
         await reader.read_all()
         assert reader.changes == wanted.changes
