@@ -28,7 +28,9 @@ CREATE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT 0::b
 -- Positions begin at the clock, in microseconds, and no server has a transaction each microsecond. So whoever begins later begins
 -- higher, whatever became of the server before and of what its last transactions wrote.
 -- For the owner of the tables to do, whoever calls it; without another server it changes nothing.
-CREATE FUNCTION keep_feed_ascending() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+CREATE FUNCTION keep_feed_ascending() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+SET enable_seqscan = off SET enable_bitmapscan = off  -- so that the index is asked, whatever the statistics say
+AS $$
 DECLARE
     server text := 'not known';
     next_id bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
@@ -58,6 +60,71 @@ BEGIN
             (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
             (SELECT max(feed_position) FROM balance_changes WHERE version IS NOT NULL) + 1
         ) - next_id
+    );
+END
+$$;
+
+-- Read applied changes of all accounts: those from before there was a feed by user and version, then by transaction, user and version,
+-- as far as that is complete: no row below the oldest transaction that is still running can come later.
+-- The page begins after the row with this position, user and version, all 0 for the beginning, and has count_max rows at most.
+CREATE FUNCTION read_feed(after_position bigint, after_user bigint, after_version bigint, count_max bigint)
+RETURNS TABLE (
+    feed_position bigint, user_id bigint, version bigint, amount bigint, hold_amount bigint, balance bigint, idempotency_key text,
+    reference text, created_at timestamptz, refusal text, payees bigint[], payer bigint
+) LANGUAGE plpgsql STABLE
+-- Whatever the statistics say, a page is read from an index in its order: anything else would read all that is to come.
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    found_count bigint := 0;
+BEGIN
+    IF after_position = 0 THEN
+        RETURN QUERY
+        SELECT feed_position, user_id, version, amount, hold_amount, balance, idempotency_key, reference, created_at, refusal, payees, payer
+          FROM balance_changes
+         WHERE feed_position = 0
+           AND version IS NOT NULL
+           AND (user_id, version) > (after_user, after_version)
+         ORDER BY user_id, version
+         LIMIT count_max;
+        GET DIAGNOSTICS found_count = ROW_COUNT;
+        after_position := 1;
+        after_user := 0;
+        after_version := 0;
+    END IF;
+    RETURN QUERY
+    SELECT page.*
+      FROM (SELECT feed_position, user_id, version, amount, hold_amount, balance, idempotency_key, reference, created_at, refusal, payees, payer
+              FROM balance_changes
+             WHERE feed_position >= after_position
+               AND feed_position < (SELECT feed_offset() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+               AND version IS NOT NULL
+               AND (feed_position, user_id, version) > (after_position, after_user, after_version)
+             ORDER BY feed_position
+             -- The index has the rows of a transaction, a thousand at most, in no order: all of the last one's are read.
+             FETCH FIRST (count_max - found_count) ROWS WITH TIES) AS page
+     ORDER BY page.feed_position, page.user_id, page.version
+     LIMIT count_max - found_count;
+END
+$$;
+
+-- How far the feed goes: the position of its newest row, 0 if it has none; and for how many seconds the oldest row has waited that is
+-- committed and can't be read yet, because an older transaction is still running: 0 if there is none.
+CREATE FUNCTION read_feed_head(OUT head bigint, OUT lag_seconds float8) LANGUAGE plpgsql STABLE
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+AS $$
+DECLARE
+    complete bigint := feed_offset() + pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+BEGIN
+    head := coalesce((SELECT max(feed_position) FROM balance_changes WHERE feed_position < complete AND version IS NOT NULL), 0);
+    lag_seconds := coalesce(
+        (SELECT greatest(0, extract(epoch FROM clock_timestamp() - created_at))
+           FROM balance_changes
+          WHERE feed_position >= complete AND version IS NOT NULL
+          ORDER BY feed_position
+          LIMIT 1),
+        0
     );
 END
 $$;

@@ -47,7 +47,6 @@ BETWEEN_USERS = {"verify_money", "verify_transfers"}
 OF_THE_FEED = {
     "keep_feed_ascending",
     "read_feed",
-    "read_feed_before",
     "read_feed_head",
 }  # which is not offered with Citus
 OF_A_BATCH = {

@@ -24,7 +24,6 @@ from atomic_balance.postgres.statements import (
     READ_CHANGE,
     READ_CHANGES,
     READ_FEED,
-    READ_FEED_BEFORE,
     READ_FEED_HEAD,
     READ_HOLDS,
     READ_OPEN_HOLDS,
@@ -168,13 +167,7 @@ class Accounts:
 
         None that comes later has a place among them or before them.
         """
-        rows: list[asyncpg.Record] = []
-        if after.position == 0:
-            rows += await self._fetch(READ_FEED_BEFORE, after.user_id, after.version, count_max)
-            after = FeedPlace(position=1)
-        if len(rows) < count_max:
-            rows += await self._fetch(READ_FEED, *after, count_max - len(rows))
-        return [(FeedPlace(*row[:3]), _journal_row(row[2:])) for row in rows]
+        return [(FeedPlace(*row[:3]), _journal_row(row[2:])) for row in await self._fetch(READ_FEED, *after, count_max)]
 
     async def feed_head(self) -> FeedHead:
         """How far the feed goes."""
