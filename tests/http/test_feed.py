@@ -220,9 +220,7 @@ async def test_a_service_stops_though_callers_wait(database_url: str, tmp_path: 
     async with running_service({"DATABASE_URL": database_url}, tmp_path) as service, session() as caller:
         pages = [asyncio.create_task(Reader(caller, service.url).page(wait=30)) for _ in range(20)]
         with Database(database_url) as database:
-            asked = (
-                "SELECT pid FROM pg_stat_activity WHERE query ~ 'FROM read_feed\\(' AND pid <> pg_backend_pid()"
-            )
+            asked = "SELECT pid FROM pg_stat_activity WHERE query ~ 'FROM read_feed\\(' AND pid <> pg_backend_pid()"
             await until(lambda: database.execute(asked))
         service.process.send_signal(signal.SIGTERM)
         assert await asyncio.gather(*pages) == [[]] * 20
