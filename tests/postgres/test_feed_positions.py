@@ -1,6 +1,5 @@
 """Positions of the feed go on rising whatever happens to the server: a restore into a younger one, a fail-over."""
 
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pytest_aiohttp import AiohttpClient
 from atomic_balance.changes import Applied, Change
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
-from atomic_balance.postgres.embedded.programs import find_programs
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.client import opened, update
@@ -20,24 +18,11 @@ from tests.database import Database, until
 from tests.feed import Reader
 from tests.killable import killable_server
 from tests.replicated import replicated
+from tests.restoring import dump, restore
 
 OFFSET = "SELECT feed_offset()"
 KEEP = "SELECT keep_feed_ascending()"
 NEXT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
-
-
-def restore(dump: bytes, url: str) -> None:
-    """Put what pg_dump gave into an empty database."""
-    psql = str(find_programs(None) / "psql")
-    command = (psql, "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", url)
-    done = subprocess.run(command, input=dump, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def dumped(url: str) -> bytes:
-    """What pg_dump gives."""
-    command = (str(find_programs(None) / "pg_dump"), "--dbname", url)
-    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def grow_old(database: Database) -> None:
@@ -54,12 +39,12 @@ async def test_a_restore_into_a_younger_server_hides_nothing(
     await opened(client)
     reader = Reader(client)
     await update(client, 1)
-    dump = dumped(database.url)
+    backup = dump(database.url)
     await update(client, 2)  # which the backup does not have
     await reader.read_all()
     for turn in (1, 2):
         with embedded_postgres(tmp_path / str(turn)) as url:
-            restore(dump, url)
+            restore(backup, url)
             with Database(url) as younger:
                 assert younger.execute(NEXT) < database.execute(NEXT)
             client = await aiohttp_client(make_app(Settings(database_url=url)))
