@@ -15,7 +15,7 @@ CREATE TABLE feed_server (
 );
 INSERT INTO feed_server (name) VALUES ('none yet');
 
-COMMENT ON COLUMN feed_server.name IS 'its system identifier and timeline: another one may count its transactions from a smaller number';
+COMMENT ON COLUMN feed_server.name IS 'its system identifier, its timeline and the database''s oid: elsewhere the next transaction may have a smaller number';
 
 ALTER TABLE balance_changes ADD COLUMN feed_position bigint DEFAULT 0;
 
@@ -27,32 +27,35 @@ CREATE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT 0::b
 -- See to it that the positions which this server gives are above all that were ever given, also after a restore or a fail-over.
 -- Positions begin at the clock, in microseconds, and no server has a transaction each microsecond. So whoever begins later begins
 -- higher, whatever became of the server before and of what its last transactions wrote.
--- For the owner of the tables to do, whoever calls it; without another server it changes nothing.
-CREATE FUNCTION keep_feed_ascending() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+-- It does so as the owner of the tables, whoever calls it; on the server that it knows it changes nothing.
+CREATE FUNCTION keep_feed_ascending() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET enable_seqscan = off SET enable_bitmapscan = off  -- so that the index is asked, whatever the statistics say
 AS $$
 DECLARE
     server text := 'not known';
-    next_id bigint := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    next_id bigint;
 BEGIN
     IF pg_is_in_recovery() THEN
         RETURN;
     END IF;
     BEGIN
-        server := (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+        server := concat_ws(
+            ' ',
+            (SELECT system_identifier FROM pg_control_system()),
+            left(pg_walfile_name(pg_current_wal_lsn()), 8),
+            (SELECT oid FROM pg_database WHERE datname = current_database())
+        );
     EXCEPTION WHEN OTHERS THEN
         NULL;  -- a server that does not tell; there the positions in the journal tell alone
     END;
-    IF EXISTS (SELECT FROM feed_server WHERE name = server)
-       AND NOT EXISTS (SELECT FROM balance_changes WHERE feed_position >= feed_offset() + next_id AND version IS NOT NULL) THEN
-        RETURN;
-    END IF;
-    PERFORM FROM feed_server FOR UPDATE;  -- one at a time
-    next_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
-    IF EXISTS (SELECT FROM feed_server WHERE name = server)
-       AND NOT EXISTS (SELECT FROM balance_changes WHERE feed_position >= feed_offset() + next_id AND version IS NOT NULL) THEN
-        RETURN;
-    END IF;
+    FOR look IN 1..2 LOOP
+        next_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+        IF EXISTS (SELECT FROM feed_server WHERE name = server)
+           AND NOT EXISTS (SELECT FROM balance_changes WHERE feed_position >= feed_offset() + next_id AND version IS NOT NULL) THEN
+            RETURN;
+        END IF;
+        PERFORM FROM feed_server FOR UPDATE;  -- one at a time: another session may have done it meanwhile
+    END LOOP;
     UPDATE feed_server SET name = server;
     EXECUTE format(
         'CREATE OR REPLACE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS ''SELECT %s::bigint''',
@@ -132,6 +135,8 @@ $$;
 -- On Citus there is no order over all nodes, and so no feed: new rows have no position there.
 DO $$
 BEGIN
+    -- What it names is here, and not what the caller has made in a schema of its own.
+    EXECUTE format('ALTER FUNCTION keep_feed_ascending() SET search_path = %I, pg_temp', current_schema());
     PERFORM keep_feed_ascending();
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         ALTER TABLE balance_changes ALTER COLUMN feed_position DROP DEFAULT;

@@ -78,6 +78,20 @@ async def test_pages_of_every_size_end_within_transactions(client: Client, datab
         assert reader.changes == wanted.changes
 
 
+async def test_a_partitioned_journal_is_read_in_order_too(client: Client, database: Database) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    (recipe,) = re.findall(r"```sql\n(BEGIN;\n.*?)```", page, re.DOTALL)
+    database.execute(recipe)
+    for user_id in (1, 2, 3):
+        await opened(client, user_id=user_id)
+    for _ in range(3):
+        for user_id in (3, 1, 2):
+            await update(client, 1, user_id)
+    reader = Reader(client, limit=2)
+    await reader.read_all()
+    assert reader.read() == [(user_id, version) for version in (1, 2, 3) for user_id in (3, 1, 2)]
+
+
 async def test_where_there_is_nothing_there_is_a_place_to_go_on_from(client: Client) -> None:
     reader = Reader(client)
     assert await reader.page() == []

@@ -63,9 +63,19 @@ async def test_a_restore_into_a_younger_server_hides_nothing(
 
 
 def test_on_the_same_server_nothing_changes(database: Database) -> None:
+    database.execute(KEEP)  # which finds a copy of another database
     before = database.execute(OFFSET)
     for _ in range(3):
         database.execute(KEEP)
+    assert database.execute(OFFSET) == before
+
+
+def test_no_table_of_a_callers_own_is_asked(database: Database) -> None:
+    database.execute(KEEP)
+    before = database.execute(OFFSET)
+    database.execute("CREATE TEMP TABLE feed_server (name text)")
+    database.execute("CREATE TEMP TABLE balance_changes AS SELECT 9223372036854775806 AS feed_position, 1 AS version")
+    database.execute(KEEP)
     assert database.execute(OFFSET) == before
 
 
