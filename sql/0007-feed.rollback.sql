@@ -9,3 +9,5 @@ DROP FUNCTION keep_feed_ascending();
 DROP FUNCTION feed_offset();
 
 DROP TABLE feed_server;
+
+DROP FUNCTION feed_server_name();

@@ -1,53 +1,61 @@
 -- The feed: each row of the journal knows its transaction, so that all changes can be followed in an order in which none comes late.
 -- A number drawn from a sequence is not enough: a reader that passes a gap loses what commits into it later. Rows below the oldest
 -- transaction that is still running are complete.
--- The new column has a constant default for the rows that are there, so the table is not rewritten.
+-- The new column has a constant default for the rows that are there, so the table is neither rewritten nor read.
 -- depends: 0005-transfers
 
 SET LOCAL lock_timeout = '2s';  -- behind a long transaction, give up rather than hold up everybody
 
--- Which server feed positions are counted on: one row.
+-- The server and the database that feed positions are counted on: elsewhere the next transaction may have a smaller number.
+-- System identifier, timeline and the database's oid; a server that does not tell them is not known.
+CREATE FUNCTION feed_server_name() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN concat_ws(
+        ' ',
+        (SELECT system_identifier FROM pg_control_system()),
+        left(pg_walfile_name(pg_current_wal_lsn()), 8),
+        (SELECT oid FROM pg_database WHERE datname = current_database())
+    );
+EXCEPTION WHEN OTHERS THEN
+    RETURN 'not known';
+END
+$$;
+
+-- The one that they were last counted on: one row.
 CREATE TABLE feed_server (
     only_one boolean NOT NULL DEFAULT true,
     name     text NOT NULL,
     CONSTRAINT feed_server_pkey PRIMARY KEY (only_one),
     CONSTRAINT feed_server_one_row CHECK (only_one)
 );
-INSERT INTO feed_server (name) VALUES ('none yet');
+INSERT INTO feed_server (name) VALUES (feed_server_name());
 
-COMMENT ON COLUMN feed_server.name IS 'its system identifier, its timeline and the database''s oid: elsewhere the next transaction may have a smaller number';
-
-ALTER TABLE balance_changes ADD COLUMN feed_position bigint DEFAULT 0;
-
-COMMENT ON COLUMN balance_changes.feed_position IS 'feed_offset() and the transaction''s id; 0 for rows from before there was a feed';
-
--- What is added to a transaction's id. A constant, which costs a row nothing; keep_feed_ascending puts another one in its place.
-CREATE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT 0::bigint';
+-- What is added to a transaction's id to make its feed position: a constant, which costs a row nothing. Positions begin at the clock,
+-- in microseconds.
+DO $$
+BEGIN
+    EXECUTE format(
+        'CREATE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS ''SELECT %s::bigint''',
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    );
+END
+$$;
 
 -- See to it that the positions which this server gives are above all that were ever given, also after a restore or a fail-over.
--- Positions begin at the clock, in microseconds, and no server has a transaction each microsecond. So whoever begins later begins
+-- On another server they begin at the clock again, and no server has a transaction each microsecond. So whoever begins later begins
 -- higher, whatever became of the server before and of what its last transactions wrote.
 -- It does so as the owner of the tables, whoever calls it; on the server that it knows it changes nothing.
 CREATE FUNCTION keep_feed_ascending() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET enable_seqscan = off SET enable_bitmapscan = off  -- so that the index is asked, whatever the statistics say
 AS $$
 DECLARE
-    server text := 'not known';
+    server text;
     next_id bigint;
 BEGIN
     IF pg_is_in_recovery() THEN
         RETURN;
     END IF;
-    BEGIN
-        server := concat_ws(
-            ' ',
-            (SELECT system_identifier FROM pg_control_system()),
-            left(pg_walfile_name(pg_current_wal_lsn()), 8),
-            (SELECT oid FROM pg_database WHERE datname = current_database())
-        );
-    EXCEPTION WHEN OTHERS THEN
-        NULL;  -- a server that does not tell; there the positions in the journal tell alone
-    END;
+    server := feed_server_name();
     FOR look IN 1..2 LOOP
         next_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
         IF EXISTS (SELECT FROM feed_server WHERE name = server)
@@ -56,6 +64,9 @@ BEGIN
         END IF;
         PERFORM FROM feed_server FOR UPDATE;  -- one at a time: another session may have done it meanwhile
     END LOOP;
+    -- What is being written has its positions from before: a reader who has seen higher ones would never see it. Reads go on.
+    LOCK TABLE balance_changes IN SHARE MODE;
+    next_id := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
     UPDATE feed_server SET name = server;
     EXECUTE format(
         'CREATE OR REPLACE FUNCTION feed_offset() RETURNS bigint LANGUAGE sql STABLE AS ''SELECT %s::bigint''',
@@ -132,12 +143,15 @@ BEGIN
 END
 $$;
 
--- On Citus there is no order over all nodes, and so no feed: new rows have no position there.
+ALTER TABLE balance_changes ADD COLUMN feed_position bigint DEFAULT 0;
+
+COMMENT ON COLUMN balance_changes.feed_position IS 'feed_offset() and the transaction''s id; 0 for rows from before there was a feed';
+
 DO $$
 BEGIN
     -- What it names is here, and not what the caller has made in a schema of its own.
     EXECUTE format('ALTER FUNCTION keep_feed_ascending() SET search_path = %I, pg_temp', current_schema());
-    PERFORM keep_feed_ascending();
+    -- On Citus there is no order over all nodes, and so no feed: new rows have no position there.
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         ALTER TABLE balance_changes ALTER COLUMN feed_position DROP DEFAULT;
     ELSE

@@ -173,6 +173,11 @@ async def test_changes_from_before_the_feed_come_first_and_are_not_rewritten(
             database.execute(APPLY.replace("%(user)s", str(user_id)).replace("%(key)s", f"'{key}'"))
         where = "SELECT pg_relation_filenode('balance_changes')"
         before = database.execute(where)
+        reads = "SELECT pg_stat_force_next_flush(), seq_scan FROM pg_stat_user_tables WHERE relname = 'balance_changes'"
+        database.execute(reads)
+        read = database.execute(reads)
+        await run(yoyo, "apply", "--revision", "0007-feed", directory=ROOT, environment=environment)
+        assert database.execute(reads) == read  # nor is it read, while changes wait
         migrate(url)
         assert database.execute(where) == before
         client = await aiohttp_client(make_app(Settings(database_url=url)))

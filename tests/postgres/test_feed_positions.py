@@ -12,7 +12,7 @@ from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
-from tests.client import opened, update
+from tests.client import Client, opened, update
 from tests.committing import committing
 from tests.database import Database, until
 from tests.feed import Reader
@@ -22,6 +22,7 @@ from tests.restoring import dump, restore
 
 OFFSET = "SELECT feed_offset()"
 KEEP = "SELECT keep_feed_ascending()"
+APPLY = "SELECT FROM apply_changes({user}, ARRAY[{user}], ARRAY['k'], ARRAY[1], NULL, NULL, NULL, NULL, NULL, '9s')"
 NEXT = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 
 
@@ -146,3 +147,21 @@ def test_one_of_many_connections_begins_anew_and_the_others_find_it(tmp_path: Pa
         assert found != {before}
         for session in sessions:
             session.close()
+
+
+async def test_what_is_being_written_when_they_begin_anew_comes_before(database: Database, client: Client) -> None:
+    """A change whose transaction began on the old count holds up the new one, and no reader passes it."""
+    database.execute(KEEP)
+    database.open({1: 0, 2: 0})
+    reader = Reader(client)
+    with database.session(APPLY.format(user=1)) as writer, ThreadPoolExecutor(1) as pool:
+        database.execute("UPDATE feed_server SET name = 'another'")
+        anew = pool.submit(database.execute, KEEP)
+        with Database(database.url) as observer:
+            await until(lambda: observer.execute("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        assert await reader.page() == []
+        writer.commit()
+        anew.result(timeout=20)
+    database.execute(APPLY.format(user=2))
+    await reader.read_all()
+    assert reader.read() == [(1, 1), (2, 1)]
