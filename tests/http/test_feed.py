@@ -12,10 +12,11 @@ import pytest
 from msgspec.structs import replace
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.http import feed
+from atomic_balance.http import feed as feed_module
 from atomic_balance.http.app import make_app
 from atomic_balance.http.app_keys import DRAINING
 from atomic_balance.http.feed import FEED
+from atomic_balance.postgres.accounts import Accounts, FeedPlace
 from atomic_balance.postgres.migrations import migrate
 from atomic_balance.settings import Settings
 from tests.client import Client, opened, session, update
@@ -189,8 +190,8 @@ async def test_changes_from_before_the_feed_come_first_and_are_not_rewritten(
             assert reader.read() == [(1, 1), (2, 1), (3, 1), (3, 2), (3, 3), (1, 2)]
 
 
-async def test_who_waits_is_answered_when_a_change_comes(client: Client) -> None:
-    """Several who wait at the same place, and one elsewhere who has nothing to wait for."""
+async def test_who_waits_is_answered_when_a_change_comes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several who wait at the same place, for whom each page is read once, and one who has nothing to wait for."""
     await opened(client)
     await update(client, 1)
     readers = [Reader(client, limit=limit) for limit in (1, 1, 1, 1_000, 1_000)]
@@ -199,9 +200,17 @@ async def test_who_waits_is_answered_when_a_change_comes(client: Client) -> None
     pages = [asyncio.create_task(reader.page(wait=25)) for reader in readers]
     await until(lambda: waiting(client) == 5)
     assert len(await Reader(client).page(wait=25)) == 1
+    read_page, sizes = Accounts.feed, list[int]()
+
+    async def feed(accounts: Accounts, after: FeedPlace, count_max: int) -> feed_module.Rows:
+        sizes.append(count_max)
+        return await read_page(accounts, after, count_max)
+
+    monkeypatch.setattr(Accounts, "feed", feed)
     await update(client, 7)
     for page in await asyncio.gather(*pages):
         assert [change["amount"] for change in page] == [7]
+    assert sorted(sizes) == [1, 1_000]
     assert waiting(client) == 0
 
 
@@ -211,7 +220,7 @@ async def test_who_waits_in_vain_gets_an_empty_page(client: Client) -> None:
 
 
 async def test_so_many_may_wait_and_no_more(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "WAITING_MAX", 2)
+    monkeypatch.setattr(feed_module, "WAITING_MAX", 2)
     await opened(client)
     pages = [asyncio.create_task(Reader(client).page(wait=25)) for _ in range(2)]
     await until(lambda: waiting(client) == 2)
