@@ -222,6 +222,7 @@ async def test_the_service_needs_no_more_than_these_grants(
             assert answer.status == 400
             assert (await client.patch("/api/users/1", json={"minimumBalance": -1})).status == 200
             assert (await client.get("/api/users/1/changes")).status == 200
+            assert (await client.get("/api/changes")).status == 200
             hold = {"amount": 1, "expiresInSeconds": 1}
             for hold_id in ("captured", "expired"):
                 assert (await client.put(f"/api/users/1/holds/{hold_id}", json=hold)).status == 201

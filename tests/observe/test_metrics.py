@@ -11,7 +11,7 @@ from pytest_aiohttp import AiohttpClient
 from atomic_balance.http.app import make_app
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.request_counts import KINDS_OF_REQUESTS
-from atomic_balance.observe.counting import KINDS_OF_REQUESTS_MAX
+from atomic_balance.observe.counting import GAUGES, KINDS_OF_REQUESTS_MAX, Numbers, shared_numbers
 from atomic_balance.postgres.accounts import Accounts
 from atomic_balance.settings import Settings
 from tests.client import UPDATE, Client, opened
@@ -118,3 +118,11 @@ async def test_requests_are_counted_by_route_and_status(
 def test_there_is_a_cell_for_every_kind_of_request() -> None:
     assert len(set(KINDS_OF_REQUESTS)) == len(KINDS_OF_REQUESTS) <= KINDS_OF_REQUESTS_MAX
     assert len({endpoint.handler for endpoint in ENDPOINTS}) == len(ENDPOINTS)
+
+
+def test_what_each_process_sees_of_the_whole_database_is_not_added_up() -> None:
+    processes = shared_numbers(3)
+    for numbers, lag_seconds in zip(processes, (2.0, 5.0, 1.0), strict=True):
+        numbers.begin(dict.fromkeys(GAUGES, 1.0) | {"feed_lag_seconds": lag_seconds})
+    total = Numbers.total(processes).gauges
+    assert (total["feed_lag_seconds"], total["waiting_changes"]) == (5, 3)

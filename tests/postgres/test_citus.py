@@ -54,6 +54,11 @@ BETWEEN_USERS = {
     "verify_money",
     "verify_transfers",
 }
+OF_THE_FEED = {
+    "keep_feed_ascending",
+    "read_feed",
+    "read_feed_head",
+}  # which is not offered with Citus
 OF_A_BATCH = {
     "apply_transfers",
     "blocked_accounts",
@@ -108,7 +113,7 @@ def scanned(plan: dict[str, Any]) -> Iterator[str]:
 
 
 def test_every_statement_is_known_here() -> None:
-    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_ALL_USERS, *BETWEEN_USERS, *OF_A_BATCH, *OF_NO_USER}
+    assert set(STATEMENTS) == {*OF_ONE_USER, *OF_ALL_USERS, *BETWEEN_USERS, *OF_A_BATCH, *OF_THE_FEED, *OF_NO_USER}
 
 
 @pytest.mark.parametrize("name", sorted(OF_ONE_USER))

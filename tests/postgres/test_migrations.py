@@ -1,12 +1,15 @@
 """Migrations: applied, rolled back and applied again, by our command, by yoyo's own, and by several at once."""
 
 import asyncio
+import os
+import re
 import sys
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from atomic_balance.postgres.embedded.programs import find_programs
 from atomic_balance.postgres.migrations import migrate, migrations_dir, missing_migrations
 from tests.processes import ROOT, run
 
@@ -53,8 +56,9 @@ async def test_a_lock_that_a_killed_migration_left_is_broken(empty_database_url:
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
         connection.execute("DELETE FROM _yoyo_migration")
-        connection.execute("DROP TABLE users, balance_changes, open_holds, expiry_turn")
-        connection.execute("DROP FUNCTION apply_changes, apply_transfers")
+        connection.execute("DROP TABLE users, balance_changes, open_holds, expiry_turn, feed_server")
+        connection.execute("DROP FUNCTION apply_changes, apply_transfers, read_feed, read_feed_head")
+        connection.execute("DROP FUNCTION keep_feed_ascending, feed_offset, feed_server_name")
     assert migrate(empty_database_url) == ALL
 
 
@@ -108,3 +112,52 @@ async def test_behind_a_transaction_it_gives_up_and_can_be_repeated(empty_databa
             migrate(empty_database_url)
     assert columns(empty_database_url) == schema
     assert migrate(empty_database_url) == [name for name in ALL if name > "0002-journal"]
+
+
+def valid_indexes(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indisvalid"
+        ).fetchall()
+    return {name for (name,) in rows}
+
+
+async def test_an_index_whose_making_was_interrupted_is_made_anew(empty_database_url: str) -> None:
+    url = empty_database_url
+    environment = {"DATABASE_URL": psycopg_url(url)}
+    yoyo = str(Path(sys.executable).with_name("yoyo"))
+    before = await run(yoyo, "apply", "--revision", "0007-feed", directory=ROOT, environment=environment)
+    assert before[0] == 0, before
+    with psycopg.connect(url) as holder:
+        holder.execute("LOCK TABLE balance_changes IN ROW EXCLUSIVE MODE")
+        with psycopg.connect(url, autocommit=True) as interrupted:
+            interrupted.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                interrupted.execute("CREATE INDEX CONCURRENTLY balance_changes_feed ON balance_changes (feed_position)")
+    assert "balance_changes_feed" not in valid_indexes(url)
+    assert migrate(url) == ["0008-feed-index", "0009-own-schema"]
+    assert {"balance_changes_feed", "balance_changes_before_feed"} <= valid_indexes(url)
+
+
+async def test_the_feed_of_a_partitioned_journal_gets_its_indexes_as_the_page_says(
+    empty_database_url: str,
+) -> None:
+    url = empty_database_url
+    environment = {"DATABASE_URL": psycopg_url(url)}
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    yoyo = str(Path(sys.executable).with_name("yoyo"))
+    before = await run(yoyo, "apply", "--revision", "0005-transfers", directory=ROOT, environment=environment)
+    assert before[0] == 0, before
+    (partition,) = re.findall(r"```sql\n(BEGIN;\n.*?)```", page, re.DOTALL)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(partition.encode())
+    with pytest.raises(psycopg.errors.RaiseException, match=r"docs/scaling\.md"):
+        migrate(url)
+    (recipe,) = re.findall(r"```bash\n(psql [^`]*yoyo mark[^`]*)```", page)
+    programs = f"{find_programs(None)}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    recipe = recipe.replace('psql "$DATABASE_URL"', f'psql --no-psqlrc --set ON_ERROR_STOP=1 "{url}"')
+    command = ("bash", "-euo", "pipefail", "-c", recipe)
+    status, output = await run(*command, directory=ROOT, environment={**environment, "PATH": programs})
+    assert status == 0, output
+    assert migrate(url) == ["0009-own-schema"]
+    assert {"balance_changes_feed", "balance_changes_before_feed", "balance_changes_7_feed"} <= valid_indexes(url)

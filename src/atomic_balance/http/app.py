@@ -32,6 +32,7 @@ from atomic_balance.http.authorization import OPEN_PATHS, Tokens, answer_if_allo
 from atomic_balance.http.bodies import Bodies
 from atomic_balance.http.endpoints import ENDPOINTS
 from atomic_balance.http.errors import ApiError, error_response, of_http_exception
+from atomic_balance.http.feed import FEED, Feed
 from atomic_balance.http.hosts import host_check
 from atomic_balance.http.messages import Request
 from atomic_balance.http.openapi import document
@@ -134,7 +135,18 @@ def make_app(
             yield
             settling.cancel()
 
-    app.cleanup_ctx.extend((accounts, group_commit, holds, live.publishing))
+    async def feed(app: web.Application) -> AsyncIterator[None]:
+        app[FEED] = None
+        metrics.gauges["feed_lag_seconds"] = lambda: 0.0
+        if settings.citus:
+            yield
+            return
+        async with Feed(app[ACCOUNTS], app[DRAINING]).running() as following:
+            app[FEED] = following
+            metrics.gauges["feed_lag_seconds"] = lambda: following.lag_seconds
+            yield
+
+    app.cleanup_ctx.extend((accounts, group_commit, holds, feed, live.publishing))
     return app
 
 

@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from atomic_balance.changes import Account
-from atomic_balance.http import handlers, holds, live, transfers
+from atomic_balance.http import feed, handlers, holds, live, transfers
 from atomic_balance.http.errors import PROBLEMS
 from atomic_balance.http.messages import (
     AccountOpening,
@@ -21,6 +21,8 @@ from atomic_balance.http.messages import (
     BalanceUpdates,
     BoundOutcome,
     ChangePath,
+    FeedPage,
+    FeedQuery,
     Health,
     Hold,
     HoldCapture,
@@ -292,6 +294,21 @@ ENDPOINTS = (
         },
         errors=(*_READ_ERRORS, "key_not_found"),
         parameters=(ChangePath,),
+    ),
+    Endpoint(
+        "GET",
+        "/api/changes",
+        feed.read_feed,
+        "Follow the changes of all accounts, oldest first",
+        {
+            200: Reply(
+                FeedPage,
+                "Applied changes that came after `after`; none came within `wait` seconds: an empty page",
+                {"changes": [{"userId": 1, **_ENTRY}], "next": "1767225600000123.1.1"},
+            )
+        },
+        errors=(*_READ_ERRORS, "feed_not_offered"),
+        parameters=(FeedQuery,),
     ),
     Endpoint(
         "PUT",

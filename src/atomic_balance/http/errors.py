@@ -40,6 +40,9 @@ PROBLEMS: Mapping[str, Problem] = {
     "misdirected_request": Problem(421, "Host: expected a name of this service (the setting ALLOWED_HOSTS adds names)"),
     "idempotency_key_reused": Problem(422, "Idempotency-Key: already used for another change of this user"),
     "internal_error": Problem(500, "Internal server error"),
+    "feed_not_offered": Problem(
+        501, "The feed is not offered with Citus: its nodes have no common order; use logical replication"
+    ),
     "turned_away": Problem(
         503, "Service unavailable: this request changed nothing, ask again with the same Idempotency-Key"
     ),

@@ -172,13 +172,14 @@ async def read_changes(request: web.Request) -> web.Response:
     if not rows and await accounts.account(user_id) is None:
         raise ApiError("user_not_found")
     shown = rows[: page.limit]
-    entries = [_entry(row) for row in shown]
+    entries = [journal_entry(row) for row in shown]
     more = len(rows) > len(shown)
     following = f"/api/users/{user_id}/changes?limit={page.limit}&{direction}={entries[-1].version}" if more else None
     return answer_with(JournalPage(entries, following))
 
 
-def _entry(row: JournalRow) -> JournalEntry:
+def journal_entry(row: JournalRow) -> JournalEntry:
+    """An applied change, as it is shown."""
     entry = JournalEntry(
         version=row.version or 0,
         amount=row.amount,

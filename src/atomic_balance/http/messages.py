@@ -12,6 +12,7 @@ PAYEES_MAX = 100
 PAYEES_IN_ALL_MAX = 1_000
 LASTING_SECONDS_MAX = 365 * 24 * 3600
 PAGE_MAX = 1_000
+WAIT_SECONDS_MAX = 30
 
 UPDATE_BYTES_MAX = 5 * 1024
 """The most bytes of an update, alone or one of many. All escaped, a reference has up to 255 characters of 12 bytes
@@ -51,6 +52,15 @@ IdempotencyKey = Annotated[
         pattern=r"\A[!-~]{1,255}\Z",
         description="1 to 255 visible ASCII characters",
         extra_json_schema={"pattern": "^[!-~]{1,255}$"},  # JSON Schema has neither \A nor \Z
+    ),
+]
+
+FeedCursor = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[0-9]{1,16}\.[0-9]{1,16}\.[0-9]{1,18}\Z",  # which all fit into 64 bits
+        description="what an earlier answer had as next",
+        extra_json_schema={"pattern": r"^[0-9]{1,16}\.[0-9]{1,16}\.[0-9]{1,18}$"},
     ),
 ]
 
@@ -275,6 +285,16 @@ class PageQuery(Request, frozen=True):
             raise ValueError("after")
 
 
+class FeedQuery(Request, frozen=True):
+    """Which page of the feed: what comes after `after`, or its beginning. `wait`: for how long, if nothing is there."""
+
+    after: FeedCursor | None = None
+    limit: PageLimit = PAGE_MAX
+    wait: Annotated[
+        int, Meta(ge=0, le=WAIT_SECONDS_MAX, description=f"a number of seconds, 0 to {WAIT_SECONDS_MAX}")
+    ] = 0
+
+
 class RingQuery(Request, frozen=True):
     """Which accounts run in a ring on the live page: `first` and those with the next ids."""
 
@@ -393,6 +413,19 @@ class AccountsPage(Answer, frozen=True):
 
     users: list[Account]
     next: str | None
+
+
+class FeedEntry(JournalEntry, frozen=True, kw_only=True):
+    """An applied change, and of which user, as the journal's page of that user shows it."""
+
+    user_id: int
+
+
+class FeedPage(Answer, frozen=True):
+    """Applied changes of all accounts, oldest first; `next` is where what follows begins, now or later."""
+
+    changes: list[FeedEntry]
+    next: str
 
 
 class BoundOutcome(Answer, frozen=True):

@@ -23,6 +23,7 @@ GAUGES = {
     "open_holds": "Holds that are not settled, as the process sees them whose turn it is to settle those that expire",
     "held": "What open holds have set aside together, as that process sees it",
     "overdue_holds": "Open holds that expired over a second ago, as each process counts them",
+    "feed_lag_seconds": "For how long a running transaction has held back the next change of the feed",
     "pool_connections": "Connections of the pool for reads",
     "pool_idle_connections": "Those of them that are not in use",
 }
@@ -40,6 +41,7 @@ _PARTS = {
     "statement_changes": len(CHANGES) + 2,
     "statement_seconds": len(SECONDS) + 2,
 }
+_GREATEST = ("feed_lag_seconds",)  # of the whole database, and seen by each process: no sum
 _GONE = -1
 _CELLS = sum(_PARTS.values())
 _ENDS = dict(zip(_PARTS, accumulate(_PARTS.values()), strict=True))
@@ -181,7 +183,12 @@ class Numbers:
     @staticmethod
     def total(everyone: Iterable["Numbers"]) -> "Numbers":
         """The sum of several, one of which at least is used."""
-        return _of(map(sum, zip(*(numbers.cells for numbers in everyone if numbers.used), strict=True)))
+        used = [numbers for numbers in everyone if numbers.used]
+        total = _of(map(sum, zip(*(numbers.cells for numbers in used), strict=True)))
+        for name in _GREATEST:
+            cell = list(GAUGES).index(name)
+            total._gauges[cell] = max(numbers._gauges[cell] for numbers in used)
+        return total
 
 
 def _of(values: Iterable[float]) -> Numbers:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -18,12 +18,15 @@ from atomic_balance.postgres.statements import (
     COUNT_OPEN_HOLDS,
     COUNT_OVERDUE_HOLDS,
     EXPIRED_HOLDS,
+    KEEP_FEED_ASCENDING,
     LIST_ACCOUNTS,
     OPEN_ACCOUNT,
     READ_ACCOUNT,
     READ_CHANGE,
     READ_CHANGES,
     READ_CHANGES_AFTER,
+    READ_FEED,
+    READ_FEED_HEAD,
     READ_HOLDS,
     READ_OPEN_HOLDS,
     READ_PAST_BALANCE,
@@ -116,6 +119,24 @@ class JournalRow(NamedTuple):
     payer: int | None = None
 
 
+class FeedPlace(NamedTuple):
+    """A place in the feed: right after a row, by its position, user and version; all 0: the beginning."""
+
+    position: int = 0
+    user_id: int = 0
+    version: int = 0
+
+
+class FeedHead(NamedTuple):
+    """How far the feed goes: the position of its newest row, and for how long an older transaction holds back the next.
+
+    `lag_seconds`: 0 if nothing is held back.
+    """
+
+    position: int
+    lag_seconds: float
+
+
 class Accounts:
     """Everything that is asked of the database but to apply changes. Every method may raise UnreachableError.
 
@@ -173,6 +194,22 @@ class Accounts:
         """The change, applied or refused, that is bound to a key; None if none is."""
         rows = await self._fetch(READ_CHANGE, user_id, idempotency_key)
         return _journal_row(rows[0]) if rows else None
+
+    async def feed(self, after: FeedPlace, count_max: int) -> list[tuple[FeedPlace, JournalRow]]:
+        """The first `count_max` applied changes of all accounts after a place, each with its own place.
+
+        None that comes later has a place among them or before them.
+        """
+        return [(FeedPlace(*row[:3]), _journal_row(row[2:])) for row in await self._fetch(READ_FEED, *after, count_max)]
+
+    async def feed_head(self) -> FeedHead:
+        """How far the feed goes."""
+        ((position, lag_seconds),) = await self._fetch(READ_FEED_HEAD)
+        return FeedHead(position, lag_seconds)
+
+    async def keep_feed_ascending(self) -> None:
+        """See to it that positions of the feed go on rising, if the server is another one than before."""
+        await self._fetch(KEEP_FEED_ASCENDING)
 
     async def placed_holds(self, asked: Sequence[tuple[int, str]]) -> list[Hold | None]:
         """The holds with these (user id, hold id), as they were placed: their settlements are not looked for.
@@ -264,7 +301,7 @@ class Accounts:
             raise UnreachableError from error
 
 
-def _journal_row(row: asyncpg.Record) -> JournalRow:
+def _journal_row(row: Sequence[Any]) -> JournalRow:
     version, amount, hold_amount, balance, key, reference, created_at, refusal, payees, payer = row
     reason = Refusal(refusal) if refusal else None
     paid = credits_from(payees)

@@ -8,12 +8,13 @@ import asyncpg
 
 from atomic_balance.changes import Change, Credit, Refusal, credit_key
 from atomic_balance.postgres.connections import FAULTS, open_connection
-from atomic_balance.postgres.failures import StatementError, failure_of
+from atomic_balance.postgres.failures import StatementError, UnreachableError, failure_of
 from atomic_balance.postgres.statements import (
     APPLY_ACCOUNT,
     APPLY_CHANGES,
     APPLY_TRANSFERS,
     BLOCKED_ACCOUNTS,
+    KEEP_FEED_ASCENDING,
     RECORD_REFUSALS,
     in_schema,
 )
@@ -286,5 +287,16 @@ def _milliseconds(seconds: float) -> str:
 
 
 async def connect(settings: Settings) -> Session:
-    """A session of its own. Raises UnreachableError."""
-    return Session(await open_connection(settings), settings)
+    """A session of its own, whose changes come in the feed after all earlier ones. Raises UnreachableError."""
+    connection = await open_connection(settings)
+    if not settings.citus:  # which has no feed
+        try:
+            await connection.execute(
+                in_schema(KEEP_FEED_ASCENDING, settings.database_schema), timeout=settings.statement_seconds
+            )
+        except BaseException as error:
+            connection.terminate()
+            if isinstance(error, Exception):
+                raise UnreachableError from error
+            raise
+    return Session(connection, settings)
