@@ -52,10 +52,10 @@ async def test_all_changes_of_all_accounts_as_the_journal_has_them(client: Clien
     await reader.read_all()
     assert reader.read() == [(2, 1), (1, 1), (2, 2), (1, 2)]
     for user_id in (1, 2):
-        async with client.get(f"/api/users/{user_id}/changes") as answer:
+        async with client.get(f"/api/users/{user_id}/changes?after=0") as answer:
             journal = (await answer.json())["changes"]
         assert [change for change in reader.changes if change["userId"] == user_id] == [
-            {**entry, "userId": user_id} for entry in reversed(journal)
+            {**entry, "userId": user_id} for entry in journal
         ]
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from importlib import metadata
 
 from aiohttp import hdrs, web
@@ -121,13 +122,8 @@ def make_app(
         accounts, committer = app[ACCOUNTS], app[GROUP_COMMIT]
         expiry = Expiry(accounts, committer, settings.waiting_changes_max // 4 or 1)
 
-        async def settle() -> None:
-            await app[DATABASE_FOUND].wait()
-            async with expiry.running():
-                await asyncio.Event().wait()
-
         async with HoldReader(accounts).running() as reader, asyncio.TaskGroup() as tasks:
-            settling = tasks.create_task(settle())
+            settling = tasks.create_task(_once_database_is_found(app, expiry.running()))
             app[HOLDS] = reader
             metrics.gauges["open_holds"] = lambda: expiry.open_holds
             metrics.gauges["held"] = lambda: expiry.held
@@ -141,13 +137,23 @@ def make_app(
         if settings.citus:
             yield
             return
-        async with Feed(app[ACCOUNTS], app[DRAINING]).running() as following:
+        following = Feed(app[ACCOUNTS], app[DRAINING])
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(_once_database_is_found(app, following.running()))
             app[FEED] = following
             metrics.gauges["feed_lag_seconds"] = lambda: following.lag_seconds
             yield
+            looking.cancel()
 
     app.cleanup_ctx.extend((accounts, group_commit, holds, feed, live.publishing))
     return app
+
+
+async def _once_database_is_found(app: web.Application, running: AbstractAsyncContextManager[object]) -> None:
+    """Let something run from when DATABASE_FOUND is set, until this is cancelled."""
+    await app[DATABASE_FOUND].wait()
+    async with running:
+        await asyncio.Event().wait()
 
 
 def _pattern(path: str) -> str:
