@@ -63,7 +63,7 @@ OF_A_BATCH = {
     "read_holds",
     "sum_balances",
 }
-OF_NO_USER = {"applied_migrations", "import_table", "take_expiry_turn"}
+OF_NO_USER = {"applied_migrations", "count_imported_accounts", "import_lines", "import_table", "take_expiry_turn"}
 
 
 @pytest.fixture
