@@ -72,7 +72,11 @@ def empty_database_url(postgres: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(postgres: str) -> Iterator[str]:
     """The URL of a fresh database with the current schema."""
-    yield from _fresh_database(postgres, "migrated")
+    for url in _fresh_database(postgres, "migrated"):
+        with psycopg.connect(url, autocommit=True) as connection:
+            # A copy begins its feed anew, and would wait for writers when the service first connects.
+            connection.execute("SELECT keep_feed_ascending()")
+        yield url
 
 
 @pytest.fixture
