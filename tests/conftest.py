@@ -44,9 +44,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The statement that the services of a test apply a lone account's changes with."""
+    """The statement that the services of a test apply changes with; the second one as on a cluster, shard by shard."""
     name: str = getattr(request, "param", "apply_changes")
-    if name == "apply_account":
+    if name == "apply_shard_changes":
         monkeypatch.setitem(ALWAYS, "CITUS", "true")
         for module in ("atomic_balance.http.app", "tests.committing"):
             monkeypatch.setattr(f"{module}.connect", lambda settings: connect(replace(settings, citus=True)))
@@ -54,12 +54,12 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked so over both statements that can apply a lone account's changes.
+    """Run a test that is marked so over both statements that can apply changes.
 
     The second is slow, as it shows again what the first did.
     """
     if metafunc.definition.get_closest_marker("over_both_statements"):
-        second = pytest.param("apply_account", marks=pytest.mark.slow)
+        second = pytest.param("apply_shard_changes", marks=pytest.mark.slow)
         metafunc.parametrize("statement", ["apply_changes", second], indirect=True)
 
 

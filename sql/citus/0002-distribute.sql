@@ -3,6 +3,8 @@
 -- or later with alter_distributed_table('users', shard_count := 32, cascade_to_colocated := true).
 -- depends: 0001-apply-account
 
+SET LOCAL citus.multi_shard_modify_mode TO 'sequential';  -- or the function, made after the tables, is refused
+
 SELECT create_distributed_table('users', 'id', shard_count := 8);
 
 SELECT create_distributed_table('balance_changes', 'user_id', colocate_with := 'users');

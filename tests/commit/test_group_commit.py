@@ -205,22 +205,6 @@ async def test_a_server_that_is_shutting_down_is_no_connection(
                 assert await all_of(waiting) == [Applied(9)]
 
 
-async def test_what_is_queued_behind_a_statement_at_its_deadline_was_never_sent(database: Database) -> None:
-    database.open({1: 10, 2: 10})
-    async with database.proxied() as (proxy, url):
-        slow = Settings(database_url=url, statement_seconds=10, deadline_seconds=0.5)
-        async with committing(slow) as committer:
-            struck = proxy.strike(b"in flight", Link.hold)
-            in_flight = committer.submit(Change(1, -1, reference="in flight"))
-            link = await struck
-            behind = [committer.submit(Change(2, -1)), committer.submit(Change(1, -1))]
-            assert await all_of(in_flight, *behind) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 2]
-            link.release()
-            await until(lambda: database.journal(1))
-            assert await committer.submit(Change(2, -1)) == Applied(9)
-    assert len(database.journal(1)) == len(database.journal(2)) == 1
-
-
 # Rolled back, because of another transaction
 
 
@@ -609,37 +593,6 @@ async def test_a_reason_that_only_a_newer_version_knows_is_500_and_disturbs_nobo
         assert await all_of(*waiting) == [Undecided.FAILED, Applied(8), Applied(9)]
 
 
-async def test_an_account_is_carried_by_one_lane_at_a_time(database: Database) -> None:
-    """Also after a change that was to travel alone has expired before a lane came to it."""
-    database.open({1: 10, 2: 10})
-    database.fail("NEW.reference = 'bad'", "P0001")
-    async with database.proxied() as (proxy, url):
-        slow = Settings(database_url=url, lanes=2, lock_seconds=1, deadline_seconds=2.4, connect_seconds=10)
-        async with committing(slow) as committer:
-            await until(lambda: len(database.connected()) == 2)
-            first = proxy.strike(b"first", lambda link: None)
-            await committer.submit(Change(2, -1, reference="first"))
-            proxy.greet = Link.hold  # for now the lane for suspects gets no other connection
-            for link in proxy.links:
-                if link is not first.result():
-                    link.cut()
-            alone = [committer.submit(Change(1, -1, reference="bad")), committer.submit(Change(2, -1))]
-            await until(lambda: database.failures() == 1)
-            with database.holding(1):
-                await asyncio.sleep(0.6)
-                follower = committer.submit(Change(1, -2))
-                assert await all_of(*alone) == [Undecided.TURNED_AWAY] * 2
-                await until(database.blocked)
-                proxy.greet = None
-                for link in proxy.links:
-                    link.release()
-                await until(lambda: len(database.connected()) == 2)
-                for _ in range(20):
-                    assert len(database.blocked()) <= 1
-                    await asyncio.sleep(0.01)
-            assert await all_of(follower) == [Applied(8)]
-
-
 # Order
 
 
@@ -782,33 +735,6 @@ async def test_a_twin_gets_its_outcome_though_the_first_client_has_gone(database
 
 
 # A fault of the service's own
-
-
-async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_service_says_so(
-    database: Database, monkeypatch: pytest.MonkeyPatch, debug_log: pytest.LogCaptureFixture
-) -> None:
-    """What is in flight is unknown; nothing else was sent; whoever comes later is turned away."""
-    database.open({1: 10, 2: 10})
-    told: list[str] = []
-    async with database.proxied() as (proxy, url), committing(Settings(database_url=url)) as committer:
-        monkeypatch.setattr(committer, "_on_failure", lambda: told.append("failed"))
-        struck = proxy.strike(b"in flight", Link.hold)
-        in_flight = committer.submit(Change(1, -1, "k", "in flight"))
-        await struck
-        waiting = [
-            committer.submit(Change(1, -1)),
-            committer.submit(Change(2, -1)),
-            committer.submit(Change(2, 1, "l")),
-        ]
-
-        def fail(*_: object) -> None:
-            raise RuntimeError("unforeseen")
-
-        monkeypatch.setattr(committer._backlog, "due", fail)
-        assert await all_of(in_flight, *waiting) == [Undecided.UNKNOWN, *[Undecided.TURNED_AWAY] * 3]
-        assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
-    assert told == ["failed"]
-    assert "unforeseen" in debug_log.text
 
 
 async def test_what_was_committed_is_not_said_to_have_changed_nothing_when_the_service_fails_right_after(

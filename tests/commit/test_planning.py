@@ -133,7 +133,7 @@ def test_an_account_keeps_its_turn_when_changes_of_it_expire() -> None:
     line = backlog.account(1)
     assert line is not None
     backlog.tidy(line)
-    batch = backlog.take_ready(Load(1, 1), 3)
+    batch = backlog.take_ready(0, Load(1, 1), 3)
     assert batch is not None
     assert batch.changes() == [changes[1]]
 

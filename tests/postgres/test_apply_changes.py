@@ -206,11 +206,11 @@ async def test_random_batches_leave_what_a_plain_model_says(database: Database, 
             minimum,
         )
     kinds: Counter[str] = Counter()
-    session = await connect(Settings(database_url=database.url, citus=statement == "apply_account"))
+    session = await connect(Settings(database_url=database.url, citus=statement == "apply_shard_changes"))
     try:
         for number in range(BATCHES):
             users = [*minimums, NOBODY]
-            if statement == "apply_account" or chance.random() < 0.2:
+            if chance.random() < 0.2:
                 users = [chance.choice(users)]
             size = 1 if chance.random() < 0.3 else chance.randint(2, 16)
             sent = {}

@@ -209,7 +209,8 @@ def random_change(chance: random.Random, model: Model, name: str) -> tuple[Chang
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_random_batches_leave_what_a_plain_model_says(database: Database, seed: int) -> None:
+@pytest.mark.over_both_statements
+async def test_random_batches_leave_what_a_plain_model_says(database: Database, statement: str, seed: int) -> None:
     """Payers, payees, holds, captures to payees, replays; users that don't exist, and one that is full."""
     chance = random.Random(seed)
     model = Model({user_id: Account(60, 0, chance.choice((0, 0, -20)), 0) for user_id in USERS})
@@ -220,7 +221,7 @@ async def test_random_batches_leave_what_a_plain_model_says(database: Database, 
             *(user_id, account.balance, account.balance, account.minimum),
         )
     kinds: Counter[str] = Counter()
-    session = await connect(Settings(database_url=database.url))
+    session = await connect(Settings(database_url=database.url, citus=statement == "apply_shard_changes"))
     try:
         for number in range(BATCHES):
             load = Load(1_000, 1_000)

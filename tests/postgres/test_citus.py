@@ -32,8 +32,8 @@ CHANGES = (
     " ARRAY[NULL, NULL, NULL]::text[], ARRAY[true, false, false], '1s'"
 )
 OF_ONE_USER = {
-    "apply_account": f"1, ARRAY['a', 'b', 'c'], {CHANGES}",
     "apply_changes": f"1, ARRAY[1, 1, 1], ARRAY['a', 'b', 'c'], {CHANGES}",
+    "apply_shard_changes": "1, '{1}', '{b}', '{-1}', NULL, NULL, NULL, NULL, '{true}', '1s'",
     "open_account": "1, 0, 0",
     "read_account": "1",
     "read_change": "1, 'a'",
@@ -61,6 +61,7 @@ OF_THE_FEED = {
 }  # which is not offered with Citus
 OF_A_BATCH = {
     "apply_transfers",
+    "apply_transfers_between_shards",
     "blocked_accounts",
     "count_open_holds",
     "count_overdue_holds",
@@ -68,7 +69,15 @@ OF_A_BATCH = {
     "read_holds",
     "sum_balances",
 }
-OF_NO_USER = {"applied_migrations", "count_imported_accounts", "import_lines", "import_table", "take_expiry_turn"}
+OF_NO_USER = {
+    "applied_migrations",
+    "count_imported_accounts",
+    "import_lines",
+    "import_table",
+    "learn_types",
+    "read_shards",
+    "take_expiry_turn",
+}
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def sharded(partitioned: Database) -> Database:
     database.execute(
         "INSERT INTO users (id, balance, opening_balance) SELECT id, 10, 10 FROM generate_series(1, 10000) AS id"
     )
-    database.execute("SELECT FROM apply_account(1, ARRAY['a'], ARRAY[-1], ARRAY[NULL], ARRAY[false], '1s')")
+    database.execute("SELECT FROM apply_shard_changes(1, '{1}', '{a}', '{-1}', NULL, NULL, NULL, NULL, NULL, '1s')")
     database.execute(
         "INSERT INTO balance_changes (user_id, idempotency_key, version, amount, balance)"
         " SELECT user_id, 'key ' || version, version, 1, 1 FROM generate_series(2, 50) AS user_id,"
@@ -173,6 +182,10 @@ def test_the_migrations_shard_both_tables_by_user_and_the_function_with_them(dat
         ("open_holds by user_id with users",),
         (
             "apply_account_changes(bigint,text[],bigint[],bigint[],text[],integer[],text[],boolean[],text)"
+            " by account with users",
+        ),
+        (
+            "apply_shard_changes(bigint,bigint[],text[],bigint[],bigint[],text[],integer[],text[],boolean[],text)"
             " by account with users",
         ),
     ]

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from atomic_balance.changes import Change
 from atomic_balance.commit.planning import Load
-from atomic_balance.commit.waiting import Place, WaitingAccount, WaitingChange
+from atomic_balance.commit.waiting import BETWEEN, Place, WaitingAccount, WaitingChange
+from atomic_balance.postgres.shards import Shards
 
 _PASSED_MAX = 1_000  # so that looking for what fits does not take longer than sending it
 
@@ -26,6 +27,11 @@ class Batch(Struct):
 
     parts: list[tuple[WaitingAccount, list[WaitingChange]]]
     arrived_before: int
+
+    @property
+    def shard(self) -> int:
+        """The shard that all of it is for; BETWEEN: for several."""
+        return self.parts[0][1][0].shard
 
     def changes(self) -> list[WaitingChange]:
         """All of its changes, in the order in which they are sent."""
@@ -59,14 +65,23 @@ def _next_that_fit(line: WaitingAccount, load: Load) -> list[WaitingChange]:
     return list(takewhile(lambda waiting: load.take(waiting.change), line.next_changes(max(1, load.legs_left))))
 
 
+class _Ready(Struct):
+    """The accounts that a shard's load lane is to take, and what wakes it."""
+
+    lines: OrderedDict[int, WaitingAccount]
+    wake: asyncio.Event
+
+
 class Backlog:
     """Everything that waits: its accounts, each in one place, and its changes, by arrival and by key."""
 
     def __init__(self) -> None:
-        self.ready_wake = asyncio.Event()
         self.suspects_wake = asyncio.Event()
+        self.doubted: dict[int, int] = {}
+        """Shards to which nothing is to be sent now, and an account on each, to be asked for."""
+        self._shards = Shards()
         self._accounts: dict[int, WaitingAccount] = {}
-        self._ready: OrderedDict[int, WaitingAccount] = OrderedDict()
+        self._ready = {0: _Ready(OrderedDict(), asyncio.Event())}
         self._suspects: OrderedDict[int, WaitingAccount] = OrderedDict()
         self._contended: set[int] = set()  # the accounts whose rows could not be had in time when they were last tried
         # Not a plain dict: looking for its first after many were deleted from its front is slow.
@@ -98,12 +113,48 @@ class Backlog:
         own = len(line.changes) if line else 0
         return max(own, *(self._credits[credit.user_id] for credit in change.payees)) if change.payees else own
 
+    def spread(self, shards: Shards) -> list[int]:
+        """Take it that accounts lie on these shards; gives those that are new, BETWEEN among them."""
+        if shards == self._shards:
+            return []
+        self._shards = shards
+        new = [shard for shard in (BETWEEN, *range(shards.count)) if shard not in self._ready]
+        for shard in new:
+            self._ready[shard] = _Ready(OrderedDict(), asyncio.Event())
+        for waiting in self._unanswered.values():
+            self._locate(waiting)
+        lines = [line for ready in self._ready.values() for line in ready.lines.values()]
+        for ready in self._ready.values():
+            ready.lines.clear()
+        for line in lines:
+            self._queue(line)
+        return new
+
+    def doubt(self, changes: Iterable[WaitingChange]) -> None:
+        """Send nothing more to the shards of these changes, whose lanes are to find out whether they answer."""
+        for waiting in changes:
+            for user_id in waiting.change.accounts:
+                shard = self._shards.of(user_id)
+                if shard not in self.doubted:
+                    self.doubted[shard] = user_id
+                    self.ready_wake(shard).set()
+
+    def trust(self, shard: int) -> None:
+        """Send to a shard again."""
+        del self.doubted[shard]
+        self.suspects_wake.set()
+        if BETWEEN in self._ready:
+            self.ready_wake(BETWEEN).set()
+
+    def ready_wake(self, shard: int) -> asyncio.Event:
+        """What says that something is ready for the load lane of `shard`."""
+        return self._ready[shard].wake
+
     def add(self, waiting: WaitingChange) -> None:
         """Put a change, the youngest of all, at the end of its account's line."""
         change = waiting.change
-        line = self._line(change.user_id)
-        line.changes.append(waiting)
-        waiting.line = line
+        self._locate(waiting)
+        self._put(waiting, change.user_id)
         self._unanswered[waiting.number] = waiting
         if change.key is not None:
             self._keyed[change.user_id, waiting.key] = waiting
@@ -133,42 +184,57 @@ class Backlog:
         """All changes that have no answer yet, oldest first."""
         return list(self._unanswered.values())
 
-    def take_ready(self, load: Load, arrived_before: int) -> Batch | None:
-        """A batch of what is ready, those first who have waited longest; None if nothing is.
+    def take_ready(self, shard: int, load: Load, arrived_before: int) -> Batch | None:
+        """A batch of what is ready for a shard's lane, those first who have waited longest; None if nothing is.
 
         Who has to wait for another batch, as a payer of one who changes in this, or the other way round, is the first
         in the next: neither can keep the other waiting for longer.
         """
         parts: list[tuple[WaitingAccount, list[WaitingChange]]] = []
         passed: list[WaitingAccount] = []
-        while self._ready and not load.full and len(passed) < _PASSED_MAX:
-            _, line = self._ready.popitem(last=False)
-            if self._contended:
+        put_off: list[WaitingAccount] = []
+        ready = self._ready[shard].lines
+        while ready and not load.full and len(passed) < _PASSED_MAX:
+            _, line = ready.popitem(last=False)
+            if self._contended or self.doubted:
                 self._divert(line, load.legs_left)
-            part = _next_that_fit(line, load)
-            if part:
+            first = line.next_change()
+            if first is None:
+                self._forget(line)
+            elif first.shard != shard:  # what was before it is answered
+                self._queue(line)
+            elif not self._is_trusted(first):
+                put_off.append(line)
+            elif part := _next_that_fit(line, load):
+                if self.doubted:
+                    part = list(takewhile(self._is_trusted, part))
                 line.place = Place.BUSY
                 parts.append((line, part))
-            elif any(line.unanswered()):
-                passed.append(line)
             else:
-                self._forget(line)
+                passed.append(line)
         for line in reversed(passed):
-            self._ready[line.user_id] = line
-            self._ready.move_to_end(line.user_id, last=False)
+            ready[line.user_id] = line
+            ready.move_to_end(line.user_id, last=False)
+        for line in put_off:
+            ready[line.user_id] = line
         return Batch(parts, arrived_before) if parts else None
 
     def take_suspects(self, lines_max: int) -> list[WaitingAccount]:
-        """The suspects, those first who have waited longest; one whose next change goes alone is all."""
+        """Suspects of one lane, those first who have waited longest; one whose next change goes alone is all."""
         taken: list[WaitingAccount] = []
-        while self._suspects and len(taken) < lines_max:
-            line = next(iter(self._suspects.values()))
-            if taken and line.next_goes_alone():
+        shard: int | None = None
+        for line in list(self._suspects.values()):
+            first = line.next_change()
+            if first is not None and not self._is_trusted(first):
+                continue
+            if taken and first is not None and (first.alone or first.shard != shard):
                 break
             del self._suspects[line.user_id]
             line.place = Place.BUSY
             taken.append(line)
-            if line.next_goes_alone():
+            if first is not None:
+                shard = first.shard
+            if len(taken) == lines_max or (first is not None and first.alone):
                 break
         return taken
 
@@ -196,7 +262,7 @@ class Backlog:
             self._contended.add(user_id)
             line = self._accounts.get(user_id)
             if line is not None and line.place is Place.READY:
-                del self._ready[user_id]
+                self._take_out(line)
                 self._queue(line)
 
     def move(self, waiting: WaitingChange, user_id: int) -> None:
@@ -206,46 +272,70 @@ class Backlog:
         """
         if waiting.line is not None:
             waiting.line.changes.remove(waiting)
-        self._insert(waiting, user_id)
+        self._put(waiting, user_id)
 
     def tidy(self, line: WaitingAccount) -> None:
         """Let go of what is answered in a line; a busy one is tidied when it is released."""
         if line.place is Place.BUSY or self._accounts.get(line.user_id) is not line:
             return
         line.drop_answered()
-        if line.changes and self._place_of(line) is line.place:
+        if line.changes and self._place_of(line, line.next_change()) is line.place:
             return  # and keeps its turn
-        (self._ready if line.place is Place.READY else self._suspects).pop(line.user_id)
+        self._take_out(line)
         if line.changes:
             self._queue(line)
         else:
             self._forget(line)
 
-    def _line(self, user_id: int) -> WaitingAccount:
-        """The line of an account; an empty one, about to be filled, if nothing waits in it."""
+    def _is_wanting(self, user_id: int) -> bool:
+        """Whether an account can't be had now, because of another transaction or of its shard."""
+        return user_id in self._contended or (bool(self.doubted) and self._shards.of(user_id) in self.doubted)
+
+    def _is_trusted(self, waiting: WaitingChange) -> bool:
+        """Whether no shard that a change touches is doubted."""
+        return not self.doubted or self.doubted.keys().isdisjoint(waiting.shards)
+
+    def _locate(self, waiting: WaitingChange) -> None:
+        """Find out which lane carries a change."""
+        if self._shards.count > 1:
+            change = waiting.change
+            waiting.shards = set(map(self._shards.of, change.accounts))
+            waiting.shard = BETWEEN if change.payees else min(waiting.shards)
+
+    def _put(self, waiting: WaitingChange, user_id: int) -> None:
+        """Let a change wait in the line of an account, in the place that its arrival gives it."""
         line = self._accounts.get(user_id)
+        new = line is None
         if line is None:
             line = self._accounts[user_id] = WaitingAccount(user_id)
+        if line.changes and line.changes[-1].number > waiting.number:
+            insort(line.changes, waiting, key=lambda other: other.number)
+        else:
+            line.changes.append(waiting)
+        waiting.line = line
+        if new:
             self._queue(line)
-        return line
+
+    def _take_out(self, line: WaitingAccount) -> None:
+        """Take a line out of the queue that it stands in."""
+        if line.place is Place.SUSPECT:
+            del self._suspects[line.user_id]
+        else:
+            for ready in self._ready.values():
+                ready.lines.pop(line.user_id, None)
 
     def _divert(self, line: WaitingAccount, count_max: int) -> None:
-        """Have what is next in `line`, and touches a contended account, wait in that account's line instead."""
+        """Have what is next in `line` and touches an account that can't be had now wait in that one's line instead."""
         diverted: dict[int, tuple[WaitingChange, int]] = {}
         for waiting in islice(line.unanswered(), count_max):
             if waiting.change.payees:
-                contended = next((one for one in waiting.change.accounts if one in self._contended), None)
-                if contended is not None:
-                    diverted[waiting.number] = waiting, contended
+                wanting = next(filter(self._is_wanting, waiting.change.accounts), line.user_id)
+                if wanting != line.user_id:
+                    diverted[waiting.number] = waiting, wanting
         if diverted:
             line.changes = deque(waiting for waiting in line.changes if waiting.number not in diverted)
-            for waiting, contended in diverted.values():
-                self._insert(waiting, contended)
-
-    def _insert(self, waiting: WaitingChange, user_id: int) -> None:
-        line = self._line(user_id)
-        insort(line.changes, waiting, key=lambda other: other.number)
-        waiting.line = line
+            for waiting, wanting in diverted.values():
+                self._put(waiting, wanting)
 
     def _settle_down(self, line: WaitingAccount) -> None:
         """Put a line that a lane has had where a lane will take it, or forget it if nothing waits."""
@@ -261,15 +351,18 @@ class Backlog:
         del self._accounts[line.user_id]
         self._contended.discard(line.user_id)
 
-    def _place_of(self, line: WaitingAccount) -> Place:
-        return Place.SUSPECT if line.user_id in self._contended or line.next_goes_alone() else Place.READY
+    def _place_of(self, line: WaitingAccount, first: WaitingChange | None) -> Place:
+        alone = first is not None and first.alone
+        return Place.SUSPECT if alone or line.user_id in self._contended else Place.READY
 
     def _queue(self, line: WaitingAccount) -> None:
         """Put a line at the end of where it belongs."""
-        line.place = self._place_of(line)
+        first = line.next_change()
+        line.place = self._place_of(line, first)
         if line.place is Place.SUSPECT:
             self._suspects[line.user_id] = line
             self.suspects_wake.set()
         else:
-            self._ready[line.user_id] = line
-            self.ready_wake.set()
+            ready = self._ready[first.shard if first else 0]
+            ready.lines[line.user_id] = line
+            ready.wake.set()

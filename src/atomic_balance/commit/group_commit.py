@@ -1,8 +1,10 @@
 """Group commit: changes that wait at the same time share a statement.
 
 One lane carries the load: with nothing in flight a change leaves at once, and while a statement is on its way the next
-batch gathers. The other lanes carry what would hold that one up: accounts whose rows another transaction holds, and
-changes that go alone. waiting.py has the states, docs/guarantees.md what is promised when something fails.
+batch gathers. With Citus there is one for each shard, and one for what goes between them, so that a shard that is slow
+or away keeps only its own waiting. The other lanes carry what would hold those up: accounts whose rows another
+transaction holds, and changes that go alone. waiting.py has the states, docs/guarantees.md what is promised when
+something fails.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Set
 from contextlib import asynccontextmanager
 from enum import Enum, auto
+from functools import partial
 
 from msgspec import Struct
 
@@ -42,7 +45,7 @@ class Limits(Struct, frozen=True):
 
     `landing_seconds`: how long before its deadline a change is not sent any more: what the lock waits of a statement
     and of recording its refusals may take.
-    `lock_seconds`: the longest that a statement waits for a row.
+    `lock_seconds`: the longest that a statement waits for a row. `lanes`: with one shard; each further one has its own.
     """
 
     changes_per_statement: int
@@ -87,7 +90,7 @@ class GroupCommit:
         self._answering = Answering(self._backlog, numbers, limits.deadline_seconds, self._accept)
         self._next_number = 0
         self._key_prefix = f" {secrets.token_hex(16)}-"  # a space first: no caller's key can hold one
-        self._contended_at = float("-inf")
+        self._contended_at: dict[int, float] = {}  # by shard
         self._suspects_together = limits.accounts_per_statement
         self._failing_since: float | None = None
         self._failed_at = float("-inf")
@@ -166,10 +169,15 @@ class GroupCommit:
     async def _work(self) -> None:
         with contextlib.suppress(ExceptionGroup):  # whoever failed has said so
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._loud(self._lane(self._send_ready, self._backlog.ready_wake)))
+                self._start = tasks.create_task
+                self._start_load_lane(0)
                 for _ in range(1, self._limits.lanes):
-                    tasks.create_task(self._loud(self._lane(self._send_suspects, self._backlog.suspects_wake)))
-                tasks.create_task(self._loud(self._expire()))
+                    self._start(self._loud(self._lane(self._send_suspects, self._backlog.suspects_wake)))
+                self._start(self._loud(self._expire()))
+
+    def _start_load_lane(self, shard: int) -> None:
+        lane = self._lane(partial(self._send_ready, shard), self._backlog.ready_wake(shard))
+        self._start(self._loud(lane))
 
     async def _loud(self, work: Coroutine[None, None, None]) -> None:
         """Do `work`. If it fails, everything is answered at once, because nobody will carry it any more."""
@@ -191,17 +199,23 @@ class GroupCommit:
     async def _lane(self, send: Callable[[Session], Awaitable[_Turn]], wake: asyncio.Event) -> None:
         """Own a session, and send on it whenever there is something for this lane, which `wake` says."""
         session: Session | None = None
+        pause_seconds = _RECONNECT_SECONDS
         try:
             while True:
                 if session is None or session.closed:
                     session = await self._connected()
+                    for shard in self._backlog.spread(session.shards):
+                        self._start_load_lane(shard)
                 wake.clear()  # before looking: what is queued while this lane sends wakes it again
                 turn = await send(session)
                 if turn is _Turn.IDLE:
                     await wake.wait()
                 elif turn is _Turn.LOST:
                     session.terminate()
-                    await asyncio.sleep(_RECONNECT_SECONDS)
+                    await asyncio.sleep(pause_seconds)
+                    pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
+                else:
+                    pause_seconds = _RECONNECT_SECONDS
         finally:
             if session is not None:
                 await session.close()
@@ -218,12 +232,16 @@ class GroupCommit:
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
 
-    async def _send_ready(self, session: Session) -> _Turn:
-        batch = self._backlog.take_ready(self._load(), self._next_number)
+    async def _send_ready(self, shard: int, session: Session) -> _Turn:
+        if shard in self._backlog.doubted:
+            if await self._blocked(session, {self._backlog.doubted[shard]}) is None:
+                return _Turn.LOST
+            self._backlog.trust(shard)
+        batch = self._backlog.take_ready(shard, self._load(), self._next_number)
         if batch is None:
             return _Turn.IDLE
         # While rows are locked, whoever meets one must not keep the others for long.
-        lately_contended = self._loop.time() - self._contended_at < _CONTENTION_SECONDS
+        lately_contended = self._loop.time() - self._contended_at.get(shard, float("-inf")) < _CONTENTION_SECONDS
         lost, _ = await self._send(
             session, batch, self._limits.lock_seconds * (_BRIEF_SHARE if lately_contended else 1)
         )
@@ -286,7 +304,7 @@ class GroupCommit:
         if failure is Failure.CONTENDED:
             # A brief wait may have ended only because other services share the rows: that is no reason to go on so.
             if lock_seconds >= self._limits.lock_seconds:
-                self._contended_at = self._loop.time()
+                self._contended_at[batch.shard] = self._loop.time()
             touched = batch.touches()
             blocked = await self._blocked(session, touched) if len(touched) > 1 else touched
             lost = blocked is None
@@ -366,6 +384,7 @@ class GroupCommit:
         self._report(error, f"a statement with {len(changes)} changes")
         match error.failure:
             case Failure.UNKNOWN:
+                self._backlog.doubt(changes)
                 for waiting in changes:
                     waiting.unknown = waiting.repeatable = True
             case Failure.REJECTED if len(changes) == 1:

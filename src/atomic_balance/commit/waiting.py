@@ -14,9 +14,14 @@ and beside the first two, for good,
 
 An account with waiting changes has a line, and is in exactly one place:
 
-- ready: the load lane takes it, with all others that are ready. From its first change, and after each statement.
+- ready: the load lane that its next change is for takes it, with all others that are ready for that one. From its first
+  change, and after each statement.
 - suspect: other lanes take it, because its row could not be had in time or because its next change goes alone.
 - busy: a lane has it, and no other may, until that lane releases it.
+
+Accounts lie on one shard or, with Citus, on several. A statement carries what is of one shard, and each shard has a
+load lane; where there are several, transfers go in a load lane of their own. A shard of which a statement was lost is
+doubted: nothing more is sent to it until it has answered a question.
 
 A transfer touches several accounts. One that touches an account whose row could not be had in time, be it the payer's
 or a payee's, waits in that account's line: so it holds up neither the payer's other changes nor anybody's transfers.
@@ -24,18 +29,24 @@ or a payee's, waits in that account's line: so it holds up neither the payer's o
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from enum import Enum, auto
 from itertools import islice, takewhile
 
 from atomic_balance.changes import Change, Outcome
 from atomic_balance.commit.planning import covered_prefix
 
+BETWEEN = -1
+"""What stands for a shard where a change may go between several."""
+
+_ONE_SHARD = frozenset({0})
+
 
 class WaitingChange:
     """A change that has not been answered, and what is known of it.
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
+    `shards`: where the accounts lie that it touches. `shard`: whose load lane carries it.
     `duplicates`: the futures of later requests with the same key and change. `followers`: other settlements of the same
     hold, with their futures and request ids: what becomes of this one decides what becomes of them. `futile_count`: of
     a settlement, how often less was held than it settles. `request_id`: whose request it was. `line`: where it waits.
@@ -56,6 +67,8 @@ class WaitingChange:
         "number",
         "repeatable",
         "request_id",
+        "shard",
+        "shards",
         "unknown",
     )
 
@@ -81,6 +94,8 @@ class WaitingChange:
         self.futile_count = 0
         self.answered = False
         self.line: WaitingAccount | None = None
+        self.shards: Set[int] = _ONE_SHARD
+        self.shard = 0
         self.duplicates: list[asyncio.Future[Outcome]] = []
         self.followers: list[tuple[Change, asyncio.Future[Outcome], str | None]] = []
 
@@ -124,13 +139,14 @@ class WaitingAccount:
     def next_changes(self, count_max: int) -> list[WaitingChange]:
         """What to send next: as many from the front as were covered when last known or, if none was, all.
 
-        It stops before a change of its own that is not covered, and before one that goes alone; if the first is to go
-        alone, it is all. Nothing, where everything has been answered.
+        It stops before a change of its own that is not covered, before one that another lane carries, and before one
+        that goes alone; if the first is to go alone, it is all. Nothing, where everything has been answered.
         """
         changes = list(islice(self.unanswered(), count_max))
-        if changes and changes[0].alone:
+        if not changes or changes[0].alone:
             return changes[:1]
-        changes = list(takewhile(lambda waiting: not waiting.alone, changes))
+        shard = changes[0].shard
+        changes = list(takewhile(lambda waiting: not waiting.alone and waiting.shard == shard, changes))
         if self.available is None:
             return changes
         own = [waiting for waiting in changes if self.owns(waiting)]
@@ -139,9 +155,11 @@ class WaitingAccount:
             return changes
         return list(takewhile(lambda waiting: waiting is not own[covered], changes))
 
-    def next_goes_alone(self) -> bool:
-        """Whether its next change is to travel alone."""
-        return any(waiting.alone for waiting in islice(self.unanswered(), 1))
+    def next_change(self) -> WaitingChange | None:
+        """The first change that has no answer yet."""
+        if self.changes and not self.changes[0].answered:  # nearly always
+            return self.changes[0]
+        return next(self.unanswered(), None)
 
     def overdue(self, now: float) -> Iterator[WaitingChange]:
         """The changes without an answer whose deadline has passed: the oldest are first."""

@@ -7,10 +7,14 @@ from contextlib import asynccontextmanager
 import asyncpg
 
 from atomic_balance.postgres.failures import EncodingError, UnreachableError
+from atomic_balance.postgres.statements import LEARN_TYPES
 from atomic_balance.settings import Settings
 
 FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg raises when a connection or a statement fails; a wrong server can make it raise anything."""
+
+# Otherwise Citus, which hides its shards, takes a second to tell asyncpg what types there are.
+_SHOW_SHARDS = "SET citus.override_table_visibility TO off"
 
 ENCODING = "UTF8"
 """The encoding that a database must have: no other can hold every text that a caller may send."""
@@ -59,7 +63,10 @@ async def _ask(url: str, settings: Settings) -> asyncpg.Connection:
     )
     try:
         check_encoding(getattr(connection.get_settings(), "server_encoding", None))
-    except EncodingError:
+        if settings.citus:
+            await connection.execute(_SHOW_SHARDS, timeout=settings.connect_seconds)
+        await connection.fetch(LEARN_TYPES, timeout=settings.connect_seconds)
+    except BaseException:
         connection.terminate()
         raise
     return connection

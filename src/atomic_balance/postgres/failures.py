@@ -72,6 +72,9 @@ def failure_of(error: BaseException, citus: bool = False) -> Failure:
         return Failure.UNKNOWN
     if code == "23505" and _JOURNAL_KEY.fullmatch(getattr(error, "constraint_name", None) or ""):
         return Failure.KEY_TAKEN
-    if citus and code == "XX000":
-        return Failure.KEY_TAKEN if _JOURNAL_KEY.search(getattr(error, "message", None) or "") else Failure.UNKNOWN
+    if citus and code in ("23505", "XX000") and not getattr(error, "constraint_name", None):
+        if _JOURNAL_KEY.search(getattr(error, "message", None) or ""):  # a shard's, which only the text names
+            return Failure.KEY_TAKEN
+        if code == "XX000":
+            return Failure.UNKNOWN
     return _ROLLED_BACK.get(code) or _ROLLED_BACK.get(code[:2], Failure.REJECTED)

@@ -9,12 +9,15 @@ import asyncpg
 from atomic_balance.changes import Change, Credit, Refusal, credit_key
 from atomic_balance.postgres.connections import FAULTS, open_connection
 from atomic_balance.postgres.failures import StatementError, UnreachableError, failure_of
+from atomic_balance.postgres.shards import Shards
 from atomic_balance.postgres.statements import (
-    APPLY_ACCOUNT,
     APPLY_CHANGES,
+    APPLY_SHARD_CHANGES,
     APPLY_TRANSFERS,
+    APPLY_TRANSFERS_BETWEEN_SHARDS,
     BLOCKED_ACCOUNTS,
     KEEP_FEED_ASCENDING,
+    READ_SHARDS,
     RECORD_REFUSALS,
     in_schema,
 )
@@ -88,10 +91,20 @@ class RefusalRecord(NamedTuple):
 
 
 class Session:
-    """A connection of one owner's, which applies batches. The methods that send a statement raise StatementError."""
+    """A connection of one owner's, which applies batches. The methods that send a statement raise StatementError.
 
-    def __init__(self, connection: asyncpg.Connection, settings: Settings) -> None:
+    With Citus a batch goes to functions that do the same on its shards. `shards`: how accounts were spread when the
+    connection was opened.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, settings: Settings, shards: Shards) -> None:
+        self.shards = shards
         self._connection = connection
+        self._changes_statement, self._transfers_statement = (
+            (APPLY_SHARD_CHANGES, APPLY_TRANSFERS_BETWEEN_SHARDS)
+            if settings.citus
+            else (APPLY_CHANGES, APPLY_TRANSFERS)
+        )
         self._statement_seconds = settings.statement_seconds
         self._citus = settings.citus
         self._schema = settings.database_schema
@@ -107,23 +120,23 @@ class Session:
         """Apply changes, an account's in arrival order, under `keys`: of each account all or none.
 
         There may be up to 1,000, each payee of a transfer counted as one more; no account pays, or is changed
-        otherwise, and is credited by others. `repeatable`: which of them the journal may already hold. `lock_seconds`:
-        the longest that it waits for a row.
+        otherwise, and is credited by others. Without a transfer all accounts lie on one shard. `repeatable`: which of
+        them the journal may already hold. `lock_seconds`: the longest that it waits for a row.
         """
         if any(change.payees for change in changes):
             return await self._apply_transfers(changes, keys, repeatable, lock_seconds)
         user_ids = [change.user_id for change in changes]
-        of_each = (
+        rows = await self._fetch(
+            self._changes_statement,
+            user_ids[0],
+            user_ids,
             keys,
             [change.amount for change in changes],
             *_of_holds(changes),
             _unless_all(None, [change.reference for change in changes]),
             _unless_all(False, repeatable),
+            _milliseconds(lock_seconds),
         )
-        if self._citus and len(set(user_ids)) == 1:
-            rows = await self._fetch(APPLY_ACCOUNT, user_ids[0], *of_each, _milliseconds(lock_seconds))
-        else:
-            rows = await self._fetch(APPLY_CHANGES, user_ids[0], user_ids, *of_each, _milliseconds(lock_seconds))
         recorded = {}
         accounts = {}
         for row in rows:
@@ -147,7 +160,7 @@ class Session:
         )
         holding = any(change.hold_amount for change in changes)
         rows = await self._fetch(
-            APPLY_TRANSFERS,
+            self._transfers_statement,
             sets,
             owners,
             accounts_moved,
@@ -289,14 +302,20 @@ def _milliseconds(seconds: float) -> str:
 async def connect(settings: Settings) -> Session:
     """A session of its own, whose changes come in the feed after all earlier ones. Raises UnreachableError."""
     connection = await open_connection(settings)
-    if not settings.citus:  # which has no feed
-        try:
-            await connection.execute(
-                in_schema(KEEP_FEED_ASCENDING, settings.database_schema), timeout=settings.statement_seconds
-            )
-        except BaseException as error:
-            connection.terminate()
-            if isinstance(error, Exception):
-                raise UnreachableError from error
-            raise
-    return Session(connection, settings)
+    try:
+        if settings.citus:  # which has no feed
+            return Session(connection, settings, await _shards(connection, settings))
+        await connection.execute(
+            in_schema(KEEP_FEED_ASCENDING, settings.database_schema), timeout=settings.statement_seconds
+        )
+        return Session(connection, settings, Shards())
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, Exception):
+            raise UnreachableError from error
+        raise
+
+
+async def _shards(connection: asyncpg.Connection, settings: Settings) -> Shards:
+    rows = await connection.fetch(in_schema(READ_SHARDS, settings.database_schema), timeout=settings.statement_seconds)
+    return Shards(tuple(least for (least,) in rows[1:]))

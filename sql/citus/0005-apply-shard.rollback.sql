@@ -1,0 +1,1 @@
+DROP FUNCTION apply_shard_changes(bigint, bigint[], text[], bigint[], bigint[], text[], integer[], text[], boolean[], text);
