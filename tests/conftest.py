@@ -17,6 +17,7 @@ from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.postgres.session import connect
 from atomic_balance.settings import Settings
+from tests import cluster
 from tests.client import Client, session
 from tests.database import Database
 from tests.processes import ALWAYS
@@ -25,6 +26,8 @@ from tests.schema import make_schema
 ANSWER_SECONDS = 30
 
 _numbers = itertools.count(1)
+
+collect_ignore = [] if cluster.URL else ["whole/test_cluster.py"]
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +47,9 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The statement that the services of a test apply changes with; the second one as on a cluster, shard by shard."""
+    """What the services of a test apply changes with: the second one as on a cluster, the last one on a cluster."""
     name: str = getattr(request, "param", "apply_changes")
-    if name == "apply_shard_changes":
+    if name != "apply_changes":
         monkeypatch.setitem(ALWAYS, "CITUS", "true")
         for module in ("atomic_balance.http.app", "tests.committing"):
             monkeypatch.setattr(f"{module}.connect", lambda settings: connect(replace(settings, citus=True)))
@@ -54,13 +57,19 @@ def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked so over both statements that can apply changes.
+    """Run a test that is marked so over both statements that can apply changes, and on a cluster if there is one.
 
     The second is slow, as it shows again what the first did.
     """
-    if metafunc.definition.get_closest_marker("over_both_statements"):
-        second = pytest.param("apply_shard_changes", marks=pytest.mark.slow)
-        metafunc.parametrize("statement", ["apply_changes", second], indirect=True)
+    marked = metafunc.definition.get_closest_marker
+    names = ["apply_changes"]
+    if marked("over_both_statements"):
+        names.append("apply_shard_changes")
+    if marked("on_a_cluster") and cluster.URL:
+        names.append("cluster")
+    if len(names) > 1:
+        params = [pytest.param(name, marks=pytest.mark.slow if number else ()) for number, name in enumerate(names)]
+        metafunc.parametrize("statement", params, indirect=True)
 
 
 @pytest.fixture
@@ -70,8 +79,11 @@ def empty_database_url(postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: str) -> Iterator[str]:
+def database_url(postgres: str, statement: str) -> Iterator[str]:
     """The URL of a fresh database with the current schema."""
+    if statement == "cluster":
+        yield from cluster.fresh_database()
+        return
     for url in _fresh_database(postgres, "migrated"):
         with psycopg.connect(url, autocommit=True) as connection:
             # A copy begins its feed anew, and would wait for writers when the service first connects.
@@ -101,9 +113,9 @@ def _fresh_database(postgres: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
+def settings(database_url: str, statement: str) -> Settings:
     """The settings of a service on a fresh database."""
-    return Settings(database_url=database_url)
+    return Settings(database_url=database_url, citus=statement == "cluster")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ async def update(client: Client, amount: int, key: str, **more: Any) -> tuple[in
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_the_first_outcome_is_given_again(client: Client) -> None:
     await opened(client, 100)
     assert await update(client, -2, "k") == (200, '{"userId":1,"newBalance":98}', False)
@@ -33,6 +34,7 @@ async def test_the_first_outcome_is_given_again(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_refusal_is_bound_too(client: Client) -> None:
     await opened(client, 1)
     refused = '{"error":"Insufficient funds"}'
@@ -45,6 +47,7 @@ async def test_a_refusal_is_bound_too(client: Client) -> None:
 
 @pytest.mark.parametrize("other", [{"amount": -3}, {"reference": "r"}, {"amount": 2}])
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_the_same_key_with_another_change_is_422(client: Client, other: dict[str, Any]) -> None:
     await opened(client, 100)
     await update(client, -2, "k")
@@ -55,6 +58,7 @@ async def test_the_same_key_with_another_change_is_422(client: Client, other: di
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_key_is_per_user(client: Client) -> None:
     await opened(client, 100)
     await opened(client, 50, user_id=2)
@@ -63,6 +67,7 @@ async def test_a_key_is_per_user(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_what_is_not_decided_binds_nothing(client: Client) -> None:
     assert (await update(client, -2, "k"))[0] == 404
     await opened(client, 100)
@@ -85,6 +90,7 @@ async def test_a_key_that_begins_with_a_quote_and_is_no_quoted_string(client: Cl
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_every_visible_character_of_a_key_is_kept_and_found(client: Client) -> None:
     """Each alone and all together; in the path each is percent-encoded, slash, braces and dots too."""
     characters = [chr(code) for code in range(0x21, 0x7F)]
@@ -109,6 +115,7 @@ async def test_two_keys_in_one_request(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_what_is_bound_to_a_key_can_be_read(client: Client) -> None:
     await opened(client, 100)
     key = "order/4711?x=%2F"
@@ -140,6 +147,7 @@ async def test_what_is_bound_to_a_key_can_be_read(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_storm_of_one_key_through_two_processes(database_url: str, tmp_path: Path) -> None:
     """200 requests with one key, and balance for one of them: it is applied once, and all get that outcome."""
     environment = {"DATABASE_URL": database_url}
@@ -167,6 +175,7 @@ async def test_a_storm_of_one_key_through_two_processes(database_url: str, tmp_p
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_keys_of_the_service_are_unlike_any_callers(client: Client, database_url: str) -> None:
     await opened(client, 100)
     for _ in range(3):

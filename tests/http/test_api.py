@@ -43,6 +43,7 @@ def account(user_id: int, balance: int, version: int = 0) -> str:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_an_update_answers_the_new_balance(client: Client) -> None:
     await opened(client, 10_000)
     assert await update(client, {"userId": 1, "amount": -2}) == (200, '{"userId":1,"newBalance":9998}')
@@ -54,6 +55,7 @@ async def test_an_update_answers_the_new_balance(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(client: Client) -> None:
     await opened(client, 10)
     assert await update(client, {"userId": 1, "amount": -11}) == (400, '{"error":"Insufficient funds"}')
@@ -62,6 +64,7 @@ async def test_a_withdrawal_beyond_the_balance_is_refused_and_changes_nothing(cl
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client: Client) -> None:
     await opened(client, 1)
     assert await update(client, {"userId": 1, "amount": LIMIT}) == (400, '{"error":"Balance limit exceeded"}')
@@ -70,6 +73,7 @@ async def test_a_deposit_beyond_the_limit_is_refused_and_changes_nothing(client:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_user_that_does_not_exist(client: Client) -> None:
     not_found = 404, '{"error":"User not found"}'
     assert await update(client, {"userId": 2, "amount": 1}) == not_found
@@ -77,6 +81,7 @@ async def test_a_user_that_does_not_exist(client: Client) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_opening_an_account_again(client: Client) -> None:
     assert await ask(client, "PUT", "/api/users/7", {"balance": 5}) == (
         201,
@@ -164,6 +169,7 @@ async def test_a_bad_minimum_balance(client: Client, method: str) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_an_overdraft(client: Client) -> None:
     await ask(client, "PUT", "/api/users/1", {"balance": 10, "minimumBalance": -5})
     assert await update(client, {"userId": 1, "amount": -16}) == (400, '{"error":"Insufficient funds"}')
@@ -183,6 +189,7 @@ async def test_an_overdraft(client: Client) -> None:
     [("x" * 255, 200), ("ä" * 255, 200), ("", 200), (None, 200), ("x" * 256, 400), ("\0", 400), (1, 400)],
 )
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_reference(client: Client, reference: Any, status: int) -> None:
     await opened(client, 10)
     answered, text = await update(client, {"userId": 1, "amount": 1, "reference": reference})
@@ -192,6 +199,7 @@ async def test_a_reference(client: Client, reference: Any, status: int) -> None:
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_many_updates_stand_each_on_its_own(client: Client) -> None:
     await opened(client, 100)
     updates = [
@@ -242,6 +250,7 @@ async def test_one_malformed_update_is_named_and_nothing_is_applied(client: Clie
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_problem_details_for_those_who_accept_them(client: Client) -> None:
     await opened(client, 10)
     for accept in ("application/problem+json", "application/json, application/problem+json;q=0.9"):
@@ -272,6 +281,7 @@ async def test_another_content_type_is_415_and_says_which_is_expected(client: Cl
 
 
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_a_content_type_with_parameters_is_fine(client: Client) -> None:
     await opened(client, 10)
     headers = {"Content-Type": "application/json; charset=utf-8"}
@@ -295,6 +305,7 @@ async def test_an_encoded_body_is_415_on_any_path_and_says_what_is_expected(clie
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_the_identity_encoding_is_fine(client: Client, coding: str) -> None:
     await opened(client, 10)
     body = b'{"userId":1,"amount":1}'
@@ -422,7 +433,6 @@ async def test_readiness_is_red_while_there_is_no_place_to_wait(
     assert (await ask(client, "GET", "/readyz"))[0] == 200
 
 
-@pytest.mark.over_both_statements
 async def test_every_answer_names_its_request_and_so_does_every_error_line(client: Client, database_url: str) -> None:
     made = [(await client.get("/healthz")).headers["X-Request-ID"] for _ in range(3)]
     assert len(set(made)) == 3

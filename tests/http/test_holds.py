@@ -61,6 +61,7 @@ def expire(database: Database) -> None:
 # Placing
 
 
+@pytest.mark.on_a_cluster
 async def test_a_hold_sets_money_aside_and_leaves_the_balance(client: Client) -> None:
     await opened(client, 10_000)
     before = datetime.now(UTC)
@@ -80,6 +81,7 @@ async def test_a_hold_sets_money_aside_and_leaves_the_balance(client: Client) ->
     assert await ask(client, "GET", HOLD) == (200, hold, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_a_hold_lasts_a_week_unless_said_otherwise_and_a_year_at_most(client: Client) -> None:
     await opened(client, 10_000)
     for path, seconds, more in (
@@ -91,6 +93,7 @@ async def test_a_hold_lasts_a_week_unless_said_otherwise_and_a_year_at_most(clie
         assert timedelta(0) <= expires_at - before - timedelta(seconds=seconds) <= timedelta(seconds=60)
 
 
+@pytest.mark.on_a_cluster
 async def test_placed_again_it_is_the_same_hold_as_it_is_now(client: Client) -> None:
     """Its expiry is not compared: the first one stands."""
     await opened(client)
@@ -104,6 +107,7 @@ async def test_placed_again_it_is_the_same_hold_as_it_is_now(client: Client) -> 
 
 
 @pytest.mark.parametrize("other", [{"amount": 501}, {"amount": 500, "reference": "other"}])
+@pytest.mark.on_a_cluster
 async def test_placed_again_otherwise_is_409(client: Client, other: dict[str, Any]) -> None:
     await opened(client)
     await placed(client)
@@ -114,6 +118,7 @@ async def test_placed_again_otherwise_is_409(client: Client, other: dict[str, An
     assert await account(client) == (10_000, 0, 10_000, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_the_id_of_a_hold_shares_its_space_with_the_keys_of_updates(client: Client) -> None:
     await opened(client)
     await update(client, -1, headers={"Idempotency-Key": "order-4711"})
@@ -127,6 +132,7 @@ async def test_the_id_of_a_hold_shares_its_space_with_the_keys_of_updates(client
     assert await account(client) == (9_999, 500, 9_499, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_a_hold_of_another_user_is_another_hold(client: Client) -> None:
     await opened(client)
     await opened(client, user_id=2)
@@ -136,6 +142,7 @@ async def test_a_hold_of_another_user_is_another_hold(client: Client) -> None:
     assert await account(client, 2) == (10_000, 7, 9_993, 1)
 
 
+@pytest.mark.on_a_cluster
 async def test_a_hold_that_is_not_covered_is_refused_for_good(client: Client) -> None:
     await opened(client, 499)
     assert await ask(client, "PUT", HOLD, {"amount": 500}) == (400, FUNDS, False)
@@ -148,6 +155,7 @@ async def test_a_hold_that_is_not_covered_is_refused_for_good(client: Client) ->
     assert await account(client) == (1_499, 0, 1_499, 1)
 
 
+@pytest.mark.on_a_cluster
 async def test_what_is_held_can_be_neither_held_nor_withdrawn_again(client: Client) -> None:
     await opened(client, 10)
     await placed(client, 8)
@@ -158,6 +166,7 @@ async def test_what_is_held_can_be_neither_held_nor_withdrawn_again(client: Clie
     assert await account(client) == (8, 8, 0, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_an_overdraft_can_be_held(client: Client) -> None:
     await ask(client, "PUT", "/api/users/1", {"balance": 0, "minimumBalance": -10})
     await placed(client, 10)
@@ -166,6 +175,7 @@ async def test_an_overdraft_can_be_held(client: Client) -> None:
     assert body["newBalance"] == -10
 
 
+@pytest.mark.on_a_cluster
 async def test_the_minimum_balance_never_touches_held_money(client: Client) -> None:
     await opened(client, 10)
     await placed(client, 8)
@@ -177,6 +187,7 @@ async def test_the_minimum_balance_never_touches_held_money(client: Client) -> N
     assert body["newBalance"] == 2
 
 
+@pytest.mark.on_a_cluster
 async def test_opening_again_shows_what_is_held(client: Client) -> None:
     await opened(client, 10)
     await placed(client, 8)
@@ -185,6 +196,7 @@ async def test_opening_again_shows_what_is_held(client: Client) -> None:
     assert await ask(client, "GET", "/api/users/1") == (200, shown, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_a_hold_of_nobody(client: Client) -> None:
     nobody = 404, {"error": "User not found"}, False
     assert await ask(client, "PUT", HOLD, {"amount": 1}) == nobody
@@ -199,6 +211,7 @@ async def test_a_hold_of_nobody(client: Client) -> None:
 
 
 @pytest.mark.parametrize("body", [None, b"{}", b'{"amount":500}', b'{"amount":null}'])
+@pytest.mark.on_a_cluster
 async def test_capturing_all(client: Client, body: bytes | None) -> None:
     await opened(client)
     hold = await placed(client)
@@ -211,6 +224,7 @@ async def test_capturing_all(client: Client, body: bytes | None) -> None:
     assert await ask(client, "GET", HOLD) == (200, captured, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_capturing_a_part_releases_the_rest_and_says_the_same_again(client: Client) -> None:
     await opened(client)
     hold = await placed(client)
@@ -221,6 +235,7 @@ async def test_capturing_a_part_releases_the_rest_and_says_the_same_again(client
     assert await account(client) == (9_500, 0, 9_500, 3)
 
 
+@pytest.mark.on_a_cluster
 async def test_capturing_more_than_is_held_is_400_and_the_hold_stays_open(client: Client) -> None:
     await opened(client)
     hold = await placed(client)
@@ -230,6 +245,7 @@ async def test_capturing_more_than_is_held_is_400_and_the_hold_stays_open(client
     assert (await ask(client, "POST", f"{HOLD}/capture"))[0] == 200
 
 
+@pytest.mark.on_a_cluster
 async def test_capturing_otherwise_is_409(client: Client) -> None:
     await opened(client)
     await placed(client)
@@ -240,6 +256,7 @@ async def test_capturing_otherwise_is_409(client: Client) -> None:
     assert await account(client) == (9_550, 0, 9_550, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_capturing_after_a_release_is_409(client: Client) -> None:
     await opened(client)
     await placed(client)
@@ -248,6 +265,7 @@ async def test_capturing_after_a_release_is_409(client: Client) -> None:
     assert await account(client) == (10_000, 0, 10_000, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_capturing_after_the_expiry_is_409_and_settles_it(client: Client, database: Database) -> None:
     """Not by the clock alone: what was told to the caller is bound."""
     keep_expired(database)
@@ -293,6 +311,7 @@ async def test_two_holds_with_one_id_at_once(client: Client, database: Database)
     assert (await first)[0] == 201
 
 
+@pytest.mark.on_a_cluster
 async def test_an_empty_body_in_chunks_is_no_body(client: Client) -> None:
     async def nothing() -> AsyncIterator[bytes]:
         return
@@ -308,6 +327,7 @@ async def test_an_empty_body_in_chunks_is_no_body(client: Client) -> None:
 
 
 @pytest.mark.parametrize("body", [None, b"{}"])
+@pytest.mark.on_a_cluster
 async def test_releasing(client: Client, body: bytes | None) -> None:
     await opened(client)
     hold = await placed(client)
@@ -321,6 +341,7 @@ async def test_releasing(client: Client, body: bytes | None) -> None:
     assert await account(client) == (10_000, 0, 10_000, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_releasing_what_has_expired_is_its_expiry(client: Client, database: Database) -> None:
     keep_expired(database)
     await opened(client)
@@ -335,6 +356,7 @@ async def test_releasing_what_has_expired_is_its_expiry(client: Client, database
     assert await account(client) == (10_000, 0, 10_000, 2)
 
 
+@pytest.mark.on_a_cluster
 async def test_releasing_what_was_captured_is_409(client: Client) -> None:
     await opened(client)
     await placed(client)
@@ -346,6 +368,7 @@ async def test_releasing_what_was_captured_is_409(client: Client) -> None:
 # Reading
 
 
+@pytest.mark.on_a_cluster
 async def test_the_open_holds_in_pages_by_id(client: Client) -> None:
     await opened(client)
     ids = ["null", "a/b+c%", "Z", "a?b&c=#", "~", "0", "%2F", "settled"]
@@ -371,11 +394,13 @@ async def test_the_open_holds_in_pages_by_id(client: Client) -> None:
         assert await ask(client, "GET", path) == (200, hold, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_an_account_without_holds(client: Client) -> None:
     await opened(client)
     assert await ask(client, "GET", "/api/users/1/holds") == (200, {"holds": [], "next": None}, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_every_visible_character_of_an_id_is_kept(client: Client) -> None:
     """Each alone and all together; a plus or a percent sign stands for nothing but itself."""
     characters = [chr(code) for code in range(0x21, 0x7F)]
@@ -389,6 +414,7 @@ async def test_every_visible_character_of_an_id_is_kept(client: Client) -> None:
     assert await account(client) == (10_000 - 97, 0, 10_000 - 97, 2 * 97)
 
 
+@pytest.mark.on_a_cluster
 async def test_the_journal_shows_what_each_change_added_to_what_is_held(client: Client) -> None:
     """Its settlement's key is the service's own, and is not shown."""
     await opened(client)
@@ -409,6 +435,7 @@ async def test_the_journal_shows_what_each_change_added_to_what_is_held(client: 
     ]
 
 
+@pytest.mark.on_a_cluster
 async def test_what_is_bound_to_the_id_of_a_hold_can_be_read(client: Client) -> None:
     await opened(client)
     await placed(client, reference="r")
@@ -462,6 +489,7 @@ ID = "holdId: expected 1 to 255 visible ASCII characters"
         (b'{"amount":1,"holdId":"a"}', "holdId: expected no such member"),
     ],
 )
+@pytest.mark.on_a_cluster
 async def test_bad_input_to_a_hold_names_the_member_and_changes_nothing(
     client: Client, body: bytes, error: str
 ) -> None:
@@ -486,6 +514,7 @@ async def test_bad_input_to_a_hold_names_the_member_and_changes_nothing(
         ("release", b'{"amount":1}', "amount: expected no such member"),
     ],
 )
+@pytest.mark.on_a_cluster
 async def test_bad_input_to_a_settlement_names_the_member_and_leaves_the_hold_open(
     client: Client, settlement: str, body: bytes, error: str
 ) -> None:
@@ -497,6 +526,7 @@ async def test_bad_input_to_a_settlement_names_the_member_and_leaves_the_hold_op
 
 
 @pytest.mark.parametrize("hold_id", ["%20", "a%20b", "%00", "%C3%A9", "x" * 256])
+@pytest.mark.on_a_cluster
 async def test_a_bad_id_in_the_path(client: Client, hold_id: str) -> None:
     await opened(client)
     path = f"/api/users/1/holds/{hold_id}"
@@ -525,10 +555,12 @@ async def test_a_bad_id_in_the_path(client: Client, hold_id: str) -> None:
         ("after=a&after=b", "query: expected each parameter at most once"),
     ],
 )
+@pytest.mark.on_a_cluster
 async def test_a_bad_page_of_holds(client: Client, query: str, error: str) -> None:
     assert await ask(client, "GET", f"/api/users/1/holds?{query}") == (400, {"error": error}, False)
 
 
+@pytest.mark.on_a_cluster
 async def test_a_body_of_another_type(client: Client) -> None:
     await opened(client)
     await placed(client)

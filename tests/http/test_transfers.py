@@ -17,6 +17,8 @@ PAYEES = (
     "to: expected an array of 1 to 100 payees, each user once and none of them the payer,"
     f" who get {LIMIT} at most in all"
 )
+
+pytestmark = pytest.mark.on_a_cluster
 FUNDS = {"error": "Insufficient funds"}
 FULL = {"error": "Balance limit exceeded"}
 NO_USER = {"error": "User not found"}

@@ -194,6 +194,7 @@ PHANTOM = 10**9
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_random_batches_leave_what_a_plain_model_says(database: Database, statement: str, seed: int) -> None:
     """Updates, holds, settlements, replays of all of them and of refusals, users that don't exist."""
     chance = random.Random(seed)
@@ -206,11 +207,11 @@ async def test_random_batches_leave_what_a_plain_model_says(database: Database, 
             minimum,
         )
     kinds: Counter[str] = Counter()
-    session = await connect(Settings(database_url=database.url, citus=statement == "apply_shard_changes"))
+    session = await connect(Settings(database_url=database.url, citus=statement != "apply_changes"))
     try:
         for number in range(BATCHES):
             users = [*minimums, NOBODY]
-            if chance.random() < 0.2:
+            if statement == "cluster" or chance.random() < 0.2:
                 users = [chance.choice(users)]
             size = 1 if chance.random() < 0.3 else chance.randint(2, 16)
             sent = {}

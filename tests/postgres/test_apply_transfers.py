@@ -210,6 +210,7 @@ def random_change(chance: random.Random, model: Model, name: str) -> tuple[Chang
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.over_both_statements
+@pytest.mark.on_a_cluster
 async def test_random_batches_leave_what_a_plain_model_says(database: Database, statement: str, seed: int) -> None:
     """Payers, payees, holds, captures to payees, replays; users that don't exist, and one that is full."""
     chance = random.Random(seed)
@@ -221,7 +222,7 @@ async def test_random_batches_leave_what_a_plain_model_says(database: Database, 
             *(user_id, account.balance, account.balance, account.minimum),
         )
     kinds: Counter[str] = Counter()
-    session = await connect(Settings(database_url=database.url, citus=statement == "apply_shard_changes"))
+    session = await connect(Settings(database_url=database.url, citus=statement != "apply_changes"))
     try:
         for number in range(BATCHES):
             load = Load(1_000, 1_000)

@@ -24,6 +24,7 @@ CLIENTS = 48
 REQUESTS = 120
 
 
+@pytest.mark.on_a_cluster
 async def test_the_answers_of_several_processes_are_linearizable(database_url: str, tmp_path: Path) -> None:
     environment = {"DATABASE_URL": database_url}
     histories: dict[int, list[Operation]] = {user_id: [] for user_id in USERS}
@@ -72,6 +73,7 @@ async def test_the_answers_of_several_processes_are_linearizable(database_url: s
             assert contradictions(operations, [Applied(*row) for row in rows], OPENING) == []
 
 
+@pytest.mark.on_a_cluster
 async def test_the_answers_about_holds_are_linearizable_too(database: Database, tmp_path: Path) -> None:
     """Updates, holds, captures, releases and expiries of the same accounts; what is available is never below 0."""
     environment = {"DATABASE_URL": database.url}

@@ -33,9 +33,11 @@ async def account(client: aiohttp.ClientSession, url: str, user_id: int = 1) -> 
 async def read(client: aiohttp.ClientSession, url: str, hold_id: str, user_id: int = 1) -> dict[str, Any]:
     async with client.get(f"{url}/api/users/{user_id}/holds/{hold_id}") as answer:
         found: dict[str, Any] = await answer.json()
+        assert answer.status == 200, found
         return found
 
 
+@pytest.mark.on_a_cluster
 async def test_the_reference_race_of_holds_and_captures(database: Database, tmp_path: Path) -> None:
     """10,000 holds at once of 2 each from 10,000: 5,000 are placed, 5,000 refused; then all are captured at once."""
     async with running_service({"DATABASE_URL": database.url}, tmp_path) as service, session() as client:
@@ -114,6 +116,7 @@ async def test_capture_release_and_expiry_of_the_same_holds_through_three_proces
     assert verify(database.url).differences == []
 
 
+@pytest.mark.on_a_cluster
 async def test_a_storm_on_one_hold_through_two_processes(database: Database, tmp_path: Path) -> None:
     """One request places the hold, and one captures it; all others are told the same, or that theirs is another."""
     environment = {"DATABASE_URL": database.url}

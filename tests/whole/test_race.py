@@ -10,7 +10,7 @@ import pytest
 from tests.client import balance, opened, session, update
 from tests.processes import running_service
 
-pytestmark = [pytest.mark.slow, pytest.mark.over_both_statements]
+pytestmark = [pytest.mark.slow, pytest.mark.over_both_statements, pytest.mark.on_a_cluster]
 
 
 async def test_the_reference_race(database_url: str, tmp_path: Path) -> None:

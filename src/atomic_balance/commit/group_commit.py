@@ -64,6 +64,8 @@ class _Turn(Enum):
     IDLE = auto()
     """There was nothing to carry."""
     DONE = auto()
+    AWAY = auto()
+    """The shard does not answer, although the server does that was asked for it."""
     LOST = auto()
     """The session is not to be used again."""
 
@@ -210,12 +212,13 @@ class GroupCommit:
                 turn = await send(session)
                 if turn is _Turn.IDLE:
                     await wake.wait()
-                elif turn is _Turn.LOST:
-                    session.terminate()
+                elif turn is _Turn.DONE:
+                    pause_seconds = _RECONNECT_SECONDS
+                else:
+                    if turn is _Turn.LOST:
+                        session.terminate()
                     await asyncio.sleep(pause_seconds)
                     pause_seconds = min(2 * pause_seconds, _RECONNECT_SECONDS_MAX)
-                else:
-                    pause_seconds = _RECONNECT_SECONDS
         finally:
             if session is not None:
                 await session.close()
@@ -234,9 +237,9 @@ class GroupCommit:
 
     async def _send_ready(self, shard: int, session: Session) -> _Turn:
         if shard in self._backlog.doubted:
-            if await self._blocked(session, {self._backlog.doubted[shard]}) is None:
-                return _Turn.LOST
-            self._backlog.trust(shard)
+            turn = await self._ask(shard, session)
+            if turn is not None:
+                return turn
         batch = self._backlog.take_ready(shard, self._load(), self._next_number)
         if batch is None:
             return _Turn.IDLE
@@ -246,6 +249,18 @@ class GroupCommit:
             session, batch, self._limits.lock_seconds * (_BRIEF_SHARE if lately_contended else 1)
         )
         return _Turn.LOST if lost else _Turn.DONE
+
+    async def _ask(self, shard: int, session: Session) -> _Turn | None:
+        """Ask a shard that is doubted whether it answers; gives what the turn came to if it does not."""
+        try:
+            await session.blocked_accounts([self._backlog.doubted[shard]])
+        except StatementError as error:
+            if error.failure in _NEEDS_NEW_SESSION:
+                log.debug("asking a shard that is away: %s, %r", error, error.__cause__)
+                self._note_failing()
+                return _Turn.AWAY if error.reported else _Turn.LOST
+        self._backlog.trust(shard)
+        return None
 
     async def _send_suspects(self, session: Session) -> _Turn:
         """Send those suspects together whose rows are free; if none is, the first by itself, waiting for its row.

@@ -22,11 +22,15 @@ class Failure(Enum):
 
 
 class StatementError(Exception):
-    """A statement failed, and left `failure` behind; its cause is the error itself."""
+    """A statement failed, and left `failure` behind; its cause is the error itself.
 
-    def __init__(self, failure: Failure) -> None:
+    `reported`: the server said so, and takes further statements.
+    """
+
+    def __init__(self, failure: Failure, reported: bool = False) -> None:
         super().__init__(failure.name)
         self.failure = failure
+        self.reported = reported
 
 
 class UnreachableError(Exception):
@@ -59,6 +63,11 @@ _UNKNOWN = ("08", "57P01", "57P02", "40003")
 _JOURNAL_KEY = re.compile(r"balance_changes\w*_pkey(_\d+)?")
 
 
+def is_reported(error: BaseException) -> bool:
+    """Whether a server has told of `error` and keeps the session; after a FATAL it does not."""
+    return (getattr(error, "severity_en", None) or getattr(error, "severity", None)) == "ERROR"
+
+
 def failure_of(error: BaseException, citus: bool = False) -> Failure:
     """What `error`, raised by a statement, leaves behind: UNKNOWN unless the error proves a rollback.
 
@@ -66,9 +75,8 @@ def failure_of(error: BaseException, citus: bool = False) -> Failure:
     Decided on SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html) and on the severity, because
     after a FATAL nobody told us whether the transaction had ended.
     """
-    severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
     code = getattr(error, "sqlstate", None) or ""
-    if severity != "ERROR" or not code or code.startswith(_UNKNOWN):
+    if not is_reported(error) or not code or code.startswith(_UNKNOWN):
         return Failure.UNKNOWN
     if code == "23505" and _JOURNAL_KEY.fullmatch(getattr(error, "constraint_name", None) or ""):
         return Failure.KEY_TAKEN

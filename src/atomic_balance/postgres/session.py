@@ -8,7 +8,7 @@ import asyncpg
 
 from atomic_balance.changes import Change, Credit, Refusal, credit_key
 from atomic_balance.postgres.connections import FAULTS, open_connection
-from atomic_balance.postgres.failures import StatementError, UnreachableError, failure_of
+from atomic_balance.postgres.failures import StatementError, UnreachableError, failure_of, is_reported
 from atomic_balance.postgres.shards import Shards
 from atomic_balance.postgres.statements import (
     APPLY_CHANGES,
@@ -228,7 +228,7 @@ class Session:
                 in_schema(statement, self._schema), *arguments, timeout=self._statement_seconds
             )
         except Exception as error:
-            raise StatementError(failure_of(error, self._citus)) from error
+            raise StatementError(failure_of(error, self._citus), is_reported(error)) from error
         return rows
 
 
