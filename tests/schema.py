@@ -8,7 +8,6 @@ STAND_IN = """
 SET allow_system_table_mods = on;  -- Citus has its functions where every search path finds them
 CREATE TABLE public.asked_of_citus (question text);
 CREATE TABLE pg_catalog.pg_dist_shard (logicalrelid regclass, shardminvalue text);
-GRANT SELECT ON pg_catalog.pg_dist_shard TO PUBLIC;
 CREATE FUNCTION pg_catalog.create_distributed_table(name regclass, distribution_column text,
     colocate_with text DEFAULT 'default', shard_count integer DEFAULT 8) RETURNS void LANGUAGE plpgsql
     AS $$

@@ -171,7 +171,7 @@ async def test_too_many_connections_is_no_connection(database: Database, debug_l
     database.open({1: 10})
     database.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 0")
     try:
-        database.execute(f"GRANT SELECT, INSERT, UPDATE ON users, balance_changes TO {role}")
+        database.execute(f"GRANT SELECT, INSERT, UPDATE ON users, balance_changes, pg_dist_shard TO {role}")
         url = database.url.replace("//postgres@", f"//{role}@")
         async with committing(Settings(database_url=url, deadline_seconds=2)) as committer:
             late = committer.submit(Change(1, -1))

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from asyncpg import exceptions
 
-from atomic_balance.changes import Applied, Change, Undecided
+from atomic_balance.changes import Applied, Change, Credit, Undecided, transfer
 from atomic_balance.postgres.failures import Failure, failure_of
 from atomic_balance.postgres.statements import in_schema
 from atomic_balance.postgres.verify import verify
@@ -191,12 +191,15 @@ def test_the_migrations_shard_both_tables_by_user_and_the_function_with_them(dat
     ]
 
 
-async def test_a_lone_account_goes_through_the_function_and_several_through_the_statement(database: Database) -> None:
+async def test_changes_and_transfers_go_through_functions_of_their_own(database: Database) -> None:
     database.open({1: 10, 2: 10})
-    database.execute("ALTER FUNCTION apply_account_changes RENAME TO gone")
+    database.execute("ALTER FUNCTION apply_changes RENAME TO gone")
+    database.execute("ALTER FUNCTION apply_transfers RENAME TO gone_too")
+    pay = transfer(1, [Credit(2, 1)], None, None)
     async with committing(Settings(database_url=database.url, citus=True)) as committer:
-        together = [committer.submit(Change(user_id, -1)) for user_id in (1, 2)]
-        assert [await outcome for outcome in together] == [Applied(9), Applied(9)]
+        assert await committer.submit(Change(1, -1)) == Applied(9)
+        assert await committer.submit(pay) == Applied(8, payee_balances={2: 11})
+        database.execute("ALTER FUNCTION apply_shard_changes RENAME TO gone_as_well")
         assert await committer.submit(Change(1, -1)) == Undecided.FAILED
 
 
@@ -239,6 +242,13 @@ async def test_an_internal_error_may_be_that_of_a_worker_which_has_committed(
         ("23505", "", "balance_changes_pkey_102008", Failure.KEY_TAKEN),
         ("23505", "", "balance_changes_version_key_102008", Failure.REJECTED),
         ("23505", "", "balance_changes_7_pkey", Failure.KEY_TAKEN),  # of a partition
+        (
+            "23505",
+            'duplicate key value violates unique constraint "balance_changes_pkey_102008"',
+            None,
+            Failure.KEY_TAKEN,
+        ),
+        ("23505", 'duplicate key value violates unique constraint "users_pkey_102001"', None, Failure.REJECTED),
         ("XX000", 'violates unique constraint "balance_changes_pkey_102008"', None, Failure.KEY_TAKEN),
         ("XX000", "terminating connection due to unexpected postmaster exit", None, Failure.UNKNOWN),
         ("08003", "connection not open", None, Failure.UNKNOWN),
