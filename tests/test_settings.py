@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atomic_balance import expectations
-from atomic_balance.settings import Settings, WrongSettingError, read_settings
+from atomic_balance.settings import Settings, WrongSettingError, read_settings, workers_for
 from tests.processes import ROOT, bare_environment, run
 
 
@@ -49,6 +49,13 @@ def test_the_page_shows_every_setting_once_with_its_default_and_what_it_expects(
     )
 
 
+def test_workers_leave_the_database_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert [workers_for(cores) for cores in (1, 2, 4, 8, 16, 1_000)] == [1, 2, 3, 6, 12, 100]
+    monkeypatch.setenv("WORKERS", "Auto")
+    monkeypatch.setattr("atomic_balance.settings._cores", lambda: 4)
+    assert read_settings(tmp_path / "none").workers == 3
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -63,6 +70,7 @@ def test_the_page_shows_every_setting_once_with_its_default_and_what_it_expects(
         ("MIGRATIONS_DATABASE_URL", "user:secret@host"),
         ("PREPARED_STATEMENTS", "perhaps"),
         ("WORKERS", "0"),
+        ("WORKERS", "automatic"),
         ("POOL_CONNECTIONS_MAX", "0"),
         ("CONNECT_SECONDS", "soon"),
         ("LOCK_SECONDS", "0.0009"),

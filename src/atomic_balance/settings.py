@@ -1,7 +1,9 @@
 """Every setting of the service, read once from the environment and `.env`."""
 
+import math
 import os
 import re
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,6 +30,7 @@ TokenList = Annotated[
 ]
 
 WORKERS_MAX = 100
+_WORKERS_PER_CORE = 0.7  # a change takes about 50 us of a worker and 20 us of a database that shares the cores
 
 Count = Annotated[int, Meta(ge=1, le=10_000_000, description="a number of changes, 1 to 10000000")]
 
@@ -36,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     """All settings, each under its name in capitals. A time is in seconds, a size in bytes."""
 
     host: Annotated[str, Meta(min_length=1, description="a host name or address to listen on")] = "127.0.0.1"
-    workers: Annotated[int, Meta(ge=1, le=WORKERS_MAX, description="a number of processes, 1 to 100")] = 1
+    workers: Annotated[int, Meta(ge=1, le=WORKERS_MAX, description="a number of processes, 1 to 100, or auto")] = 1
     port: Annotated[int, Meta(ge=0, le=65535, description="a port from 1 to 65535, or 0 for any free one")] = 3000
     api_token: TokenList | None = None
     read_token: TokenList | None = None
@@ -193,6 +196,8 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise WrongSettingError(f"{env_file}: expected a readable file of NAME=value lines") from error
     values = {name: value.strip() for name, value in given.items() if value and value.strip()}
+    if values.get("WORKERS", "").lower() == "auto":
+        values["WORKERS"] = str(workers_for(_cores()))
     if "LOG_LEVEL" in values:
         values["LOG_LEVEL"] = values["LOG_LEVEL"].lower()
     try:
@@ -211,6 +216,18 @@ def read_settings(env_file: Path = Path(".env")) -> Settings:
     if set(settings.read_tokens) & set(settings.api_tokens):
         raise WrongSettingError("READ_TOKEN: expected tokens that are not in API_TOKEN, which may write")
     return settings
+
+
+def workers_for(cores: int) -> int:
+    """How many workers leave the database, on the same machine with so many cores, what it needs of them."""
+    return min(math.ceil(_WORKERS_PER_CORE * cores), WORKERS_MAX)
+
+
+def _cores() -> int:
+    """How many cores this process may use. A container's limit on CPU time is not known here."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def with_new_tokens(settings: Settings, env_file: Path = Path(".env")) -> Settings:

@@ -153,7 +153,8 @@ class Backlog:
     def add(self, waiting: WaitingChange) -> None:
         """Put a change, the youngest of all, at the end of its account's line."""
         change = waiting.change
-        self._locate(waiting)
+        if self._shards.bounds:
+            self._locate(waiting)
         self._put(waiting, change.user_id)
         self._unanswered[waiting.number] = waiting
         if change.key is not None:
@@ -297,10 +298,9 @@ class Backlog:
 
     def _locate(self, waiting: WaitingChange) -> None:
         """Find out which lane carries a change."""
-        if self._shards.count > 1:
-            change = waiting.change
-            waiting.shards = set(map(self._shards.of, change.accounts))
-            waiting.shard = BETWEEN if change.payees else min(waiting.shards)
+        change = waiting.change
+        waiting.shards = set(map(self._shards.of, change.accounts))
+        waiting.shard = BETWEEN if change.payees and self._shards.bounds else min(waiting.shards)
 
     def _put(self, waiting: WaitingChange, user_id: int) -> None:
         """Let a change wait in the line of an account, in the place that its arrival gives it."""
