@@ -89,12 +89,17 @@ def apply(database: Database, amounts: dict[int, int], key: str) -> list[tuple[i
     return sorted((user_id, applied, balance) for _, user_id, applied, balance, *_ in rows)
 
 
-@pytest.fixture
-def old(database: Database) -> Database:
-    """The database, with what version 0.1.0 sends prepared."""
+def prepare(database: Database) -> None:
+    """Prepare what version 0.1.0 sends."""
     types = "bigint[], text[], bigint[], text[], boolean[], text"
     database.execute(f"PREPARE apply_changes ({types}) AS {APPLY_CHANGES}")
     database.execute(f"PREPARE set_minimum_balance (bigint, bigint) AS {SET_MINIMUM_BALANCE}")
+
+
+@pytest.fixture
+def old(database: Database) -> Database:
+    """The database, with what version 0.1.0 sends prepared."""
+    prepare(database)
     return database
 
 
