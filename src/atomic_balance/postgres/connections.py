@@ -13,7 +13,8 @@ from atomic_balance.settings import Settings
 FAULTS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg raises when a connection or a statement fails; a wrong server can make it raise anything."""
 
-# Otherwise Citus, which hides its shards, takes a second to tell asyncpg what types there are.
+# Otherwise Citus, which hides its shards, takes a second to tell asyncpg what types there are, which is more than a
+# statement may take.
 _SHOW_SHARDS = "SET citus.override_table_visibility TO off"
 
 ENCODING = "UTF8"
@@ -65,7 +66,7 @@ async def _ask(url: str, settings: Settings) -> asyncpg.Connection:
         check_encoding(getattr(connection.get_settings(), "server_encoding", None))
         if settings.citus:
             await connection.execute(_SHOW_SHARDS, timeout=settings.connect_seconds)
-        await connection.fetch(LEARN_TYPES, timeout=settings.connect_seconds)
+            await connection.fetch(LEARN_TYPES, timeout=settings.connect_seconds)
     except BaseException:
         connection.terminate()
         raise
