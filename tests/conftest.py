@@ -47,7 +47,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def statement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the services of a test apply changes with: the second one as on a cluster, the last one on a cluster."""
+    """What the services of a test apply changes with: on PostgreSQL, with what is for Citus, or on a cluster."""
     name: str = getattr(request, "param", "apply_changes")
     if name != "apply_changes":
         monkeypatch.setitem(ALWAYS, "CITUS", "true")

@@ -1,6 +1,6 @@
 -- A batch of one shard: as a function that Citus sends to the shard's node in one round trip.
 -- Every statement in it names the batch's accounts by themselves (= ANY (ids)), so that Citus finds the one shard; on plain PostgreSQL,
--- where it runs too, that would make other plans than apply_changes has.
+-- where it runs too, that would make other plans than apply_changes has. It takes the place of apply_account_changes too.
 -- depends: 0004-own-schema
 
 SET LOCAL citus.multi_shard_modify_mode TO 'sequential';
@@ -31,7 +31,8 @@ DECLARE
     version bigint;
     now timestamptz := clock_timestamp();
 BEGIN
-    -- For this statement alone. No table is read as a whole: a plan that was made while one was empty would, long after.
+    -- For this statement alone. No table is read as a whole, nor sorted: a plan that was made while one was empty would, long after.
+    -- The price that this puts on such plans would have the others compiled.
     lock_wait := set_config('lock_timeout', lock_wait, true) || set_config('enable_seqscan', 'off', true)
                  || set_config('enable_sort', 'off', true) || set_config('jit', 'off', true);
     IF repeatables IS NOT NULL THEN
@@ -130,7 +131,8 @@ BEGIN
            WITH ORDINALITY AS sent (user_id, key, amount, hold, seconds, reference, replay, place)
       JOIN unnest(done, balances, versions) AS account (id, balance, version) ON account.id = sent.user_id
      WHERE sent.replay IS NOT TRUE
-    WINDOW so_far AS (PARTITION BY sent.user_id ORDER BY sent.place), whole AS (PARTITION BY sent.user_id);
+    WINDOW so_far AS (PARTITION BY sent.user_id ORDER BY sent.place), whole AS (PARTITION BY sent.user_id)
+     ORDER BY sent.user_id, sent.place;  -- so that an account's rows have their times in its order
 
     RETURN QUERY
     SELECT NULL::bigint, account.id, true, account.balance - demand.moved, account.held - demand.holding, account.minimum,

@@ -7,7 +7,6 @@ others.
 import asyncio
 import contextlib
 import itertools
-import logging
 import os
 import random
 import signal
@@ -40,13 +39,6 @@ TAKE_KEY = (
     " VALUES (1, 'k', -1, 0, 'insufficient_funds')"
 )
 INSUFFICIENT = Refused(Refusal.INSUFFICIENT_FUNDS)
-
-
-@pytest.fixture
-def debug_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything that the service logs."""
-    caplog.set_level(logging.DEBUG, "atomic_balance")
-    return caplog
 
 
 # Waiting places

@@ -1,7 +1,6 @@
 """Which lane carries what: a load lane for each shard, one between them, and what becomes of a shard that is away."""
 
 import asyncio
-import logging
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -33,13 +32,6 @@ def cluster(database: Database) -> Settings:
     """The settings of a service on a database that says that it has eight shards."""
     database.open(dict.fromkeys(USERS, 1_000))
     return Settings(database_url=database.url, citus=True, deadline_seconds=3, statement_seconds=1)
-
-
-@pytest.fixture
-def debug_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything that the service logs."""
-    caplog.set_level(logging.DEBUG, "atomic_balance")
-    return caplog
 
 
 def sent_by(monkeypatch: pytest.MonkeyPatch) -> list[list[Change]]:
@@ -240,7 +232,7 @@ async def test_a_line_whose_first_change_has_expired_is_left_to_the_lane_of_its_
 async def test_what_is_queued_behind_a_statement_at_its_deadline_was_never_sent(database: Database) -> None:
     database.open({1: 10, 2: 10})
     async with database.proxied() as (proxy, url):
-        slow = Settings(database_url=url, statement_seconds=10, deadline_seconds=0.5)
+        slow = Settings(database_url=url, statement_seconds=10, deadline_seconds=2)
         async with committing(slow) as committer:
             struck = proxy.strike(b"in flight", Link.hold)
             in_flight = committer.submit(Change(1, -1, reference="in flight"))

@@ -214,7 +214,7 @@ async def test_an_error_that_says_nothing_of_the_transaction_is_an_unknown_outco
 async def test_an_outcome_that_stays_unknown_is_504(database: Database) -> None:
     database.open({1: 10})
     database.fail("true", "40003")
-    async with committing(Settings(database_url=database.url, deadline_seconds=0.3)) as committer:
+    async with committing(Settings(database_url=database.url, deadline_seconds=2)) as committer:
         assert await committer.submit(Change(1, -1, "l")) is Undecided.UNKNOWN
 
 
@@ -311,7 +311,7 @@ async def test_in_flight_at_the_deadline_is_504_and_settled_by_asking_again(
 ) -> None:
     database.open({1: 10})
     async with database.proxied() as (proxy, url):
-        settings = Settings(database_url=url, statement_seconds=10, deadline_seconds=0.3)
+        settings = Settings(database_url=url, statement_seconds=10, deadline_seconds=3)
         client = await aiohttp_client(make_app(settings))
 
         async def ask() -> tuple[int, str, str | None]:

@@ -76,7 +76,7 @@ async def test_settlements_that_wait_are_turned_away_with_the_first(database: Da
 async def test_settlements_behind_one_whose_outcome_is_unknown_changed_nothing(database: Database) -> None:
     """They were never sent."""
     async with database.proxied() as (proxy, url):
-        settings = Settings(database_url=url, statement_seconds=10, deadline_seconds=0.5)
+        settings = Settings(database_url=url, statement_seconds=10, deadline_seconds=2)
         async with committing(settings) as committer:
             await placed(committer, database)
             struck = proxy.strike(b" settlement h", Link.hold)

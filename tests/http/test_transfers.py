@@ -10,6 +10,8 @@ from tests.client import Client, opened
 from tests.database import Database
 from tests.http.test_holds import HOLD, account, ask, placed
 
+pytestmark = pytest.mark.on_a_cluster
+
 LIMIT = 2**53 - 1
 TRANSFER = "/api/balance/transfer"
 TRANSFERS = "/api/balance/transfers"
@@ -17,8 +19,6 @@ PAYEES = (
     "to: expected an array of 1 to 100 payees, each user once and none of them the payer,"
     f" who get {LIMIT} at most in all"
 )
-
-pytestmark = pytest.mark.on_a_cluster
 FUNDS = {"error": "Insufficient funds"}
 FULL = {"error": "Balance limit exceeded"}
 NO_USER = {"error": "User not found"}

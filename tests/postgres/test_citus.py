@@ -231,7 +231,7 @@ async def test_an_internal_error_may_be_that_of_a_worker_which_has_committed(
 ) -> None:
     database.open({1: 10})
     database.fail("true", "XX000")
-    settings = Settings(database_url=database.url, citus=citus, deadline_seconds=0.5, statement_seconds=0.4)
+    settings = Settings(database_url=database.url, citus=citus, deadline_seconds=2, statement_seconds=1)
     async with committing(settings) as committer:
         assert await committer.submit(Change(1, -1)) == outcome
 

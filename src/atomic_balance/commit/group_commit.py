@@ -96,6 +96,7 @@ class GroupCommit:
         self._suspects_together = limits.accounts_per_statement
         self._failing_since: float | None = None
         self._failed_at = float("-inf")
+        self._tasks = asyncio.TaskGroup()
         self._loop = asyncio.get_running_loop()
 
     def submit(self, change: Change) -> asyncio.Future[Outcome]:
@@ -170,16 +171,17 @@ class GroupCommit:
 
     async def _work(self) -> None:
         with contextlib.suppress(ExceptionGroup):  # whoever failed has said so
-            async with asyncio.TaskGroup() as tasks:
-                self._start = tasks.create_task
+            async with self._tasks:
                 self._start_load_lane(0)
                 for _ in range(1, self._limits.lanes):
-                    self._start(self._loud(self._lane(self._send_suspects, self._backlog.suspects_wake)))
-                self._start(self._loud(self._expire()))
+                    self._start(self._lane(self._send_suspects, self._backlog.suspects_wake))
+                self._start(self._expire())
 
     def _start_load_lane(self, shard: int) -> None:
-        lane = self._lane(partial(self._send_ready, shard), self._backlog.ready_wake(shard))
-        self._start(self._loud(lane))
+        self._start(self._lane(partial(self._send_ready, shard), self._backlog.ready_wake(shard)))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.create_task(self._loud(work))
 
     async def _loud(self, work: Coroutine[None, None, None]) -> None:
         """Do `work`. If it fails, everything is answered at once, because nobody will carry it any more."""
