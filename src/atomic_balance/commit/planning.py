@@ -4,7 +4,7 @@
 A change moves both: available by amount - hold_amount, room by -amount. It is covered if neither falls below 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from atomic_balance.changes import Change, Refusal
 
@@ -54,18 +54,17 @@ class Load:
         if owner in self._payees:
             return False
         new = 0 if owner in self._owners else 1
+        payees: Set[int] = frozenset()
         if change.payees:
             payees = {credit.user_id for credit in change.payees}
             if not payees.isdisjoint(self._owners):
                 return False
             new += len(payees - self._payees)
-        else:
-            payees = set()
         legs = 1 + len(payees)
         if self._owners and (legs > self.legs_left or new > self._accounts_left):
             return False
         self._owners.add(owner)
-        self._payees |= payees
+        self._payees.update(payees)
         self.legs_left -= legs
         self._accounts_left -= new
         return True

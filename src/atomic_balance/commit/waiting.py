@@ -31,7 +31,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Set
 from enum import Enum, auto
-from itertools import islice, takewhile
+from itertools import takewhile
 
 from atomic_balance.changes import Change, Outcome
 from atomic_balance.commit.planning import covered_prefix
@@ -142,11 +142,13 @@ class WaitingAccount:
         It stops before a change of its own that is not covered, before one that another lane carries, and before one
         that goes alone; if the first is to go alone, it is all. Nothing, where everything has been answered.
         """
-        changes = list(islice(self.unanswered(), count_max))
-        if not changes or changes[0].alone:
-            return changes[:1]
-        shard = changes[0].shard
-        changes = list(takewhile(lambda waiting: not waiting.alone and waiting.shard == shard, changes))
+        changes: list[WaitingChange] = []
+        for waiting in self.unanswered():
+            if changes and (waiting.alone or waiting.shard != changes[0].shard):
+                break
+            changes.append(waiting)
+            if waiting.alone or len(changes) == count_max:
+                break
         if self.available is None:
             return changes
         own = [waiting for waiting in changes if self.owns(waiting)]
