@@ -31,6 +31,13 @@ _BARE_TABLE = """
     ) WITH (fillfactor = 50)
 """
 
+_FILL_JOURNAL = """
+    INSERT INTO balance_changes (user_id, idempotency_key, amount, balance, version)
+    SELECT id, gen_random_uuid()::text, -1, {1} - number, number
+      FROM generate_series({2}, {3}) AS number, generate_series(1, {0}) AS id
+"""
+_CHANGES_AT_ONCE = 100
+
 _numbers = itertools.count(1)
 
 
@@ -61,12 +68,33 @@ class Running(NamedTuple):
     pgbench_url: str = ""
 
 
-def service(load: Load, stage: Stage, python: str = sys.executable, processes: int = 1, **settings: str) -> Running:
-    """The service that `python` has, in so many processes; when they have stopped, its audit looks at the database."""
+def service(
+    load: Load,
+    stage: Stage,
+    python: str = sys.executable,
+    processes: int = 1,
+    users: int = USERS,
+    changes_of_each: int = 0,
+    **settings: str,
+) -> Running:
+    """The service that `python` has, in so many processes; when they have stopped, its audit looks at the database.
+
+    `changes_of_each`: so many rows does the journal have of each user already. It is not audited then: that would take
+    many minutes.
+    """
     command, url = [python, "-m", "atomic_balance"], _database(stage)
     _run([*command, "migrate"], stage, url)
-    _open_accounts(url, f"id, {load.balance}, {load.balance}", "id, balance, opening_balance")
-    stage.stack.callback(_run, [*command, "verify"], stage, url)
+    opening = load.balance + changes_of_each
+    _open_accounts(
+        url, f"id, {load.balance}, {opening}, {changes_of_each}", "id, balance, opening_balance, version", users
+    )
+    for done in range(0, changes_of_each, _CHANGES_AT_ONCE):
+        print(f"{load.title}: {done * users:,} of {changes_of_each * users:,} rows", file=sys.stderr, flush=True)
+        execute(url, _FILL_JOURNAL.format(users, opening, done + 1, min(done + _CHANGES_AT_ONCE, changes_of_each)))
+    if changes_of_each:
+        execute(url, "VACUUM ANALYZE", "CHECKPOINT")
+    else:
+        stage.stack.callback(_run, [*command, "verify"], stage, url)
     started = [_start(command, _URL, stage, DATABASE_URL=url, PORT="0", **settings) for _ in range(processes)]
     ports, pids = zip(*started, strict=True)
     return Running(ports, pids, [stage.postgres_pid], journal_url=url)
@@ -164,8 +192,8 @@ def execute(url: str, *statements: str) -> tuple[Any, ...]:
         return (cursor.fetchone() or ()) if cursor.description else ()
 
 
-def _open_accounts(url: str, values: str, columns: str) -> None:
-    insert = f"INSERT INTO users ({columns}) SELECT {values} FROM generate_series(1, {USERS}) AS id"  # noqa: S608
+def _open_accounts(url: str, values: str, columns: str, users: int = USERS) -> None:
+    insert = f"INSERT INTO users ({columns}) SELECT {values} FROM generate_series(1, {users}) AS id"  # noqa: S608
     execute(url, insert, "VACUUM ANALYZE users")  # a fresh table's statistics may say "one row"
 
 

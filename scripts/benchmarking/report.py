@@ -5,7 +5,7 @@ from statistics import median
 
 from benchmarking.handler import POSTGRES_CONNECTIONS, REDIS_CONNECTIONS
 from benchmarking.loads import BEFORE, LOADS, NO_DATABASE, SERVICE, WORKERS
-from benchmarking.results import WAITING, Floor, Results, floors
+from benchmarking.results import FOLLOWING, WAITING, Floor, Results, floors
 
 COSTS = "Workers, and what a change costs"
 """The heading of a table that other documents quote; those of LOADS's titles are the others."""
@@ -64,6 +64,16 @@ def _parts(results: Results) -> Iterator[str]:
             f"{waiting['requests']:,.0f} of them, each in a connection of its own, for a row that another transaction "
             "holds; all were answered when it let go. Resident memory of the service: "
             f"{waiting['before_mb']:.0f} MB before, {waiting['waiting_mb']:.0f} MB while they waited."
+        )
+    for following in results.measured.get(FOLLOWING, ()):
+        yield "## A reader of the feed"
+        yield (
+            f"One reader, in Python, follows the feed while {FOLLOWING[1]} connections make {following['rate']:,.0f} "
+            "changes a second. The newest change of a page was "
+            f"{following['behind_p50_ms']:,.0f} ms old when the reader had it (median; "
+            f"{following['behind_max_ms']:,.0f} ms at most), and it got all {following['read']:,.0f} of them, each "
+            f"once. Reading them once more took {following['pages']:,.0f} requests, at "
+            f"{following['backlog_rate']:,.0f} changes a second."
         )
     yield "## The contenders"
     yield table(["", ""], results.contenders.items())

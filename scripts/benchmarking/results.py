@@ -12,6 +12,9 @@ Key = tuple[str, int, str]
 WAITING: Key = ("waiting", 10_000, SERVICE)
 """What is none of LOADS: very many requests that wait, once."""
 
+FOLLOWING: Key = ("following", 256, SERVICE)
+"""Nor is this: one reader of the feed, while others change balances."""
+
 Figures = Mapping[str, float]
 """What was measured of a contender in one round.
 
@@ -20,6 +23,9 @@ request, of the processes that serve, of the server that keeps the balances, of 
 `statements` per second; `wal_bytes` and `disk_bytes` of a change, its write-ahead log and its row in the journal with
 both indexes; `lock_failures`, deadlocks and lock timeouts in all; `predicted`: the rate that the CPU times allow.
 Of WAITING only how many `requests` there were, and the service's resident memory, `before_mb` and `waiting_mb`.
+Of FOLLOWING the `rate` of the changes; `behind_p50_ms` and `behind_max_ms`, how old the newest change of a page was
+when the reader had it; how many changes it `read`; and from the beginning once more, in `pages`, `backlog_rate` a
+second.
 """
 
 
@@ -99,5 +105,7 @@ def floors(results: Results) -> Iterator[Floor]:
         for predicted, rate in zip(results.figures(key, "predicted"), results.figures(key, "rate"), strict=False)
     ]
     yield Floor("the rate predicted from CPU times: how far from the measured one", off, 0.25, at_least=False)
+    backlog = results.figures(FOLLOWING, "backlog_rate")
+    yield Floor("one reader of the feed, from a backlog: changes/s", backlog, 20_000, digits=0)
     memory = results.figures(WAITING, "waiting_mb")
     yield Floor("resident memory with 10,000 requests that wait, MB", memory, 150, at_least=False, digits=0)

@@ -1,4 +1,4 @@
-"""The run: load after load, in rounds in which all contenders take turns; each turn is measured and checked."""
+"""Load after load, in rounds in which all contenders take turns; each turn is measured and checked."""
 
 import os
 import re
@@ -7,88 +7,58 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import psutil
-import psycopg
 
-from benchmarking.contenders import BenchmarkError, Contender, Running, Stage, execute, service
+from benchmarking.contenders import BenchmarkError, Contender, Running, Stage, execute
 from benchmarking.generators import Counted, run_pgbench, run_wrk
 from benchmarking.handler import POSTGRES_CONNECTIONS
-from benchmarking.loads import BEFORE, LOADS, SERVICE, WORKERS, Load
-from benchmarking.results import WAITING, Figures, Key
+from benchmarking.loads import BEFORE, SERVICE, WORKERS, Load
+from benchmarking.results import Figures, Key
 
 _WARM_UP_CONNECTIONS = 16
 _WARM_UP_SECONDS = 1
 _SETTLE_SECONDS = 0.1
-_WAITING_SECONDS = 10  # of wrk, in which all of them must have connected
-_SPARE_DESCRIPTORS = 200
 _APPLIED = "SELECT count(*) FROM balance_changes WHERE refusal IS NULL"
 _WRITTEN = "SELECT pg_current_wal_insert_lsn() - '0/0', pg_total_relation_size('balance_changes')"
 _LOCK_FAILURE = re.compile("deadlock detected|due to lock timeout")
 
 
 def measure(
-    loads: Sequence[str], contenders: Mapping[str, Contender], rounds: int, seconds: int, stage: Stage
+    loads: Mapping[str, Load], contenders: Mapping[str, Contender], rounds: int, seconds: int, stage: Stage
 ) -> Iterator[tuple[Key, Figures]]:
-    """Measure the contenders that meet each load, and at the end WAITING if it is among them. Raises BenchmarkError.
+    """Measure the contenders that meet each load. Raises BenchmarkError.
 
     In each round all contenders have their turn with every number of connections, and another one begins.
     """
-    for load in (load for load in LOADS if load in loads):
+    for label, load in loads.items():
         turns = {
             connections: [name for name in contenders if (SERVICE if name == BEFORE else name) in names]
-            for connections, names in LOADS[load].contenders.items()
+            for connections, names in load.contenders.items()
         }
         with ExitStack() as stack:
             stage = stage._replace(stack=stack)
             started = {
-                name: contender.start(LOADS[load], stage)
+                name: contender.start(load, stage)
                 for name, contender in contenders.items()
                 if any(name in names for names in turns.values())
             }
             for running in started.values():
-                _prepare(running, LOADS[load], _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
-                _generate(running, LOADS[load], _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
+                _prepare(running, load, _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
+                _generate(running, load, _WARM_UP_CONNECTIONS, _WARM_UP_SECONDS)
             for number in range(rounds):
-                print(f"{LOADS[load].title}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+                print(f"{load.title}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
                 for connections, names in turns.items():
                     for name in rotated(names, number):
-                        key = (load, connections, name)
-                        yield key, _turn(key, started[name], seconds, stage)
-    if WAITING[0] in loads:
-        with ExitStack() as stack:
-            yield WAITING, _wait(stage._replace(stack=stack))
+                        figures = _turn(load, connections, name, started[name], seconds, stage)
+                        yield (label, connections, name), figures
 
 
 def rotated(names: Sequence[str], places: int) -> Sequence[str]:
     """The names, beginning so many places further on."""
     places %= len(names) or 1
     return [*names[places:], *names[:places]]
-
-
-def _wait(stage: Stage) -> Figures:
-    """Let very many requests wait for a row that another transaction holds, then let it go."""
-    limit = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
-    count = min(WAITING[1], limit - _SPARE_DESCRIPTORS)
-    load = LOADS["hot"]
-    print(f"{count:,} requests that wait", file=sys.stderr, flush=True)
-    running = service(load, stage)
-    memory = psutil.Process(running.pids[0]).memory_info
-    before = memory().rss
-    with ThreadPoolExecutor() as threads, psycopg.connect(running.journal_url) as holder:
-        holder.execute("SELECT FROM users WHERE id = 1 FOR UPDATE")
-        counting = threads.submit(run_wrk, load, running.ports, count, _WAITING_SECONDS)
-        while _metric(running, "atomic_balance_waiting_changes") < count:
-            if counting.done():
-                raise BenchmarkError(f"{count} requests were to wait at once, and never did: {counting.result()}")
-            time.sleep(_SETTLE_SECONDS)
-        waiting = memory().rss
-        holder.rollback()
-        counted = counting.result()
-    check_answers(SERVICE, load, count, counted, _journal_rows(running.journal_url))
-    return {"requests": count, "before_mb": before / 1e6, "waiting_mb": waiting / 1e6}
 
 
 def check_answers(who: str, load: Load, connections: int, counted: Counted, journal_rows: float | None) -> None:
@@ -104,8 +74,7 @@ def check_answers(who: str, load: Load, connections: int, counted: Counted, jour
         raise BenchmarkError(f"{who}, {load.title}: {answered} changes answered, {journal_rows:.0f} in the journal")
 
 
-def _turn(key: Key, running: Running, seconds: int, stage: Stage) -> Figures:
-    load, connections, who = LOADS[key[0]], key[1], key[2]
+def _turn(load: Load, connections: int, who: str, running: Running, seconds: int, stage: Stage) -> Figures:
     _prepare(running, load, connections, seconds)
     journal, cpu = _journal(running, stage), _cpu_us(running)
     counted = _generate(running, load, connections, seconds)
@@ -161,18 +130,18 @@ def _journal(running: Running, stage: Stage) -> dict[str, float]:
     """What the service has written so far, and how."""
     if not running.journal_url:
         return {}
-    rows = _journal_rows(running.journal_url)
+    rows = journal_rows_of(running.journal_url)
     wal_bytes, disk_bytes = map(float, execute(running.journal_url, _WRITTEN))
     return {
         "rows": rows,
         "wal_bytes": wal_bytes,
         "disk_bytes": disk_bytes,
-        "statements": _metric(running, "atomic_balance_statement_changes_count"),
+        "statements": metric_of(running, "atomic_balance_statement_changes_count"),
         "lock_failures": len(_LOCK_FAILURE.findall(stage.postgres_log.read_text(errors="replace"))),
     }
 
 
-def _journal_rows(database_url: str) -> int:
+def journal_rows_of(database_url: str) -> int:
     """How many applied changes the journal holds, when those on their way have arrived."""
     before, rows = -2, -1
     while rows != before:
@@ -181,8 +150,8 @@ def _journal_rows(database_url: str) -> int:
     return rows
 
 
-def _metric(running: Running, name: str) -> float:
-    """The sum over the service's processes."""
+def metric_of(running: Running, name: str) -> float:
+    """A metric of the service: the sum over the service's processes."""
     total = 0.0
     for port in running.ports:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
