@@ -9,13 +9,12 @@ from benchmarking.contenders import CONTENDERS, Contender, service
 from benchmarking.figures import DOCUMENTS, chart, quoted
 from benchmarking.generators import program
 from benchmarking.loads import BEFORE, LOADS
-from benchmarking.machine import ending_in_one_line, machine_of, staged
+from benchmarking.machine import PAGES, ROOT, ending_in_one_line, machine_of, staged
 from benchmarking.report import page
 from benchmarking.results import Figures, Key, Results
 from benchmarking.rounds import measure
 from benchmarking.scenarios import SCENARIOS
 
-_ROOT = Path(__file__).parents[2]
 _LOADS = [*LOADS, *(name for name, _, _ in SCENARIOS)]
 
 
@@ -26,11 +25,11 @@ def main() -> None:
         text = page(_measure(arguments))
     print(text)
     whole = not any((arguments.quick, arguments.loads, arguments.contenders, arguments.against, arguments.output))
-    if output := _ROOT / "docs" / "benchmarks" if whole else arguments.output:
+    if output := PAGES if whole else arguments.output:
         output.mkdir(parents=True, exist_ok=True)
         (output / "README.md").write_text(text)
         (output / "throughput.svg").write_text(chart(text))
-    for document in (_ROOT / name for name in DOCUMENTS if whole):
+    for document in (ROOT / name for name in DOCUMENTS if whole):
         document.write_text(quoted(document.read_text(), text))
 
 

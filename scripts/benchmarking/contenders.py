@@ -58,7 +58,8 @@ class Stage(NamedTuple):
 class Running(NamedTuple):
     """A contender that runs: its ports on 127.0.0.1, the processes that serve, the server that keeps the balances.
 
-    `journal_url`: the service's database. `pgbench_url`: where the load goes if there are no ports.
+    `journal_url`: the service's database. `pgbench_url`: where the load goes if there are no ports. `users`: for how
+    many the load is, if not for as many as it says. `journal_since`: the last position in the feed at the start.
     """
 
     ports: Sequence[str]
@@ -66,6 +67,8 @@ class Running(NamedTuple):
     store_pids: Sequence[int]
     journal_url: str = ""
     pgbench_url: str = ""
+    users: int = 0
+    journal_since: int = 0
 
 
 def service(
@@ -73,23 +76,22 @@ def service(
     stage: Stage,
     python: str = sys.executable,
     processes: int = 1,
-    users: int = USERS,
+    users: int = 0,
     changes_of_each: int = 0,
     **settings: str,
 ) -> Running:
     """The service that `python` has, in so many processes; when they have stopped, its audit looks at the database.
 
-    `changes_of_each`: so many rows does the journal have of each user already. It is not audited then: that would take
-    many minutes.
+    `users`: how many there are, 0: as many as any load is for. `changes_of_each`: so many rows has the journal of each
+    already; then it is not audited, which would take many minutes.
     """
     command, url = [python, "-m", "atomic_balance"], _database(stage)
     _run([*command, "migrate"], stage, url)
     opening = load.balance + changes_of_each
-    _open_accounts(
-        url, f"id, {load.balance}, {opening}, {changes_of_each}", "id, balance, opening_balance, version", users
-    )
+    columns, values = "id, balance, opening_balance, version", f"id, {load.balance}, {opening}, {changes_of_each}"
+    _open_accounts(url, values, columns, users or USERS)
     for done in range(0, changes_of_each, _CHANGES_AT_ONCE):
-        print(f"{load.title}: {done * users:,} of {changes_of_each * users:,} rows", file=sys.stderr, flush=True)
+        print(f"filling: {done * users:,} of {changes_of_each * users:,} rows", file=sys.stderr, flush=True)
         execute(url, _FILL_JOURNAL.format(users, opening, done + 1, min(done + _CHANGES_AT_ONCE, changes_of_each)))
     if changes_of_each:
         execute(url, "VACUUM ANALYZE", "CHECKPOINT")
@@ -97,7 +99,8 @@ def service(
         stage.stack.callback(_run, [*command, "verify"], stage, url)
     started = [_start(command, _URL, stage, DATABASE_URL=url, PORT="0", **settings) for _ in range(processes)]
     ports, pids = zip(*started, strict=True)
-    return Running(ports, pids, [stage.postgres_pid], journal_url=url)
+    (since,) = execute(url, "SELECT coalesce(max(feed_position), 0) FROM balance_changes WHERE version IS NOT NULL")
+    return Running(ports, pids, [stage.postgres_pid], journal_url=url, users=users, journal_since=since)
 
 
 Store = Callable[[Load, Stage], tuple[str, Sequence[int]]]

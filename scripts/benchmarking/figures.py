@@ -19,6 +19,7 @@ _STYLE = """
     rect { fill: #8fa8cc }
     rect.ours { fill: #1a7f5a }
     line { stroke: #1f2328 }
+    polyline { fill: none; stroke: #1a7f5a; stroke-width: 1.5 }
     @media (prefers-color-scheme: dark) {
         svg { background: #0d1117 }
         text { fill: #e6edf3 }
@@ -28,6 +29,7 @@ _STYLE = """
     }
 """
 _WIDTH, _LEFT, _RIGHT, _ROW, _GAP = 860, 230, 80, 22, 24
+_MARGIN, _PANEL = 70, 160
 
 
 def rows_of(page: str, heading: str) -> Sequence[Mapping[str, str]]:
@@ -56,7 +58,39 @@ def chart(page: str) -> str:
                 f'<text x="{greatest + 6:.1f}" y="{y + 15}">{rate[0]:,.0f}</text>',
             ]
             y += _ROW
-    size = f'width="{_WIDTH}" height="{y + _GAP:.0f}" viewBox="0 0 {_WIDTH} {y + _GAP:.0f}"'
+    return _svg(y + _GAP, parts)
+
+
+def lines(minutes: Sequence[float], panels: Mapping[str, Sequence[float]], marks: Sequence[float]) -> str:
+    """An SVG with a line over time for each panel, from zero; `marks`: when something happened, in each of them."""
+    across = (_WIDTH - _MARGIN - _RIGHT) / minutes[-1]
+    y, parts = 0.0, []
+    for name, values in panels.items():
+        y += _GAP + _ROW
+        down = _PANEL / (max(values) or 1)
+        points = " ".join(
+            f"{_MARGIN + minute * across:.1f},{y + _PANEL - value * down:.1f}"
+            for minute, value in zip(minutes, values, strict=True)
+        )
+        parts.append(f'<text x="8" y="{y - 8}" class="head">{escape(name)} (dashed: a checkpoint begins)</text>')
+        parts += (
+            f'<line x1="{_MARGIN + mark * across:.1f}" x2="{_MARGIN + mark * across:.1f}" y1="{y}" y2="{y + _PANEL}" '
+            'stroke-dasharray="2 4"/>'
+            for mark in marks
+        )
+        parts += [
+            f'<line x1="{_MARGIN}" x2="{_WIDTH - _RIGHT}" y1="{y + _PANEL}" y2="{y + _PANEL}"/>',
+            f'<polyline points="{points}"/>',
+            f'<text x="{_MARGIN - 6}" y="{y + 12}" text-anchor="end">{max(values):,.0f}</text>',
+            f'<text x="{_MARGIN - 6}" y="{y + _PANEL}" text-anchor="end">0</text>',
+            f'<text x="{_WIDTH - _RIGHT}" y="{y + _PANEL + 16}" text-anchor="end">{minutes[-1]:.0f} minutes</text>',
+        ]
+        y += _PANEL
+    return _svg(y + _GAP, parts)
+
+
+def _svg(height: float, parts: Sequence[str]) -> str:
+    size = f'width="{_WIDTH}" height="{height:.0f}" viewBox="0 0 {_WIDTH} {height:.0f}"'
     body = "\n".join([f"<style>{_STYLE}</style>", *parts])
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n'
 

@@ -20,6 +20,10 @@ import psutil
 from atomic_balance.postgres.embedded import EmbeddedPostgresError, embedded_postgres
 from benchmarking.contenders import BenchmarkError, Stage, execute
 
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "benchmarks"
+"""Where the pages are written, unless it is said otherwise."""
+
 # Not /tmp, which may be in memory: there a durable write would cost nothing.
 _DISK = "/var/tmp"  # noqa: S108
 _PAGE_BYTES, _DURABLE_WRITES = 8192, 100
@@ -59,7 +63,14 @@ def machine_of(stage: Stage) -> Mapping[str, str]:
             os.pwrite(file.fileno(), bytes(_PAGE_BYTES), 0)
             os.fdatasync(file.fileno())
         durable_ms = (time.perf_counter() - started) * 1e3 / _DURABLE_WRITES
-    settings = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_sync_method")
+    settings = (
+        "server_version",
+        "shared_buffers",
+        "fsync",
+        "synchronous_commit",
+        "full_page_writes",
+        "wal_sync_method",
+    )
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),

@@ -92,14 +92,14 @@ def _shares(results: Results, shown: Sequence[str]) -> Iterator[list[str]]:
     for who in results.contenders:
         of = [results.ratios((load, 256, who), (load, 256, NO_DATABASE)) for load in shown]
         if any(of) and who != NO_DATABASE:
-            yield [_named(who), *(_spread(ratios, 2) for ratios in of)]
+            yield [_named(who), *(spread(ratios, 2) for ratios in of)]
 
 
 def _before_and_after(results: Results) -> Iterator[list[str]]:
     for load, connections, who in results.measured:
         if who == BEFORE:
             pair = (load, connections, SERVICE), (load, connections, BEFORE)
-            ratios = (_spread(results.ratios(*pair, figure), 2) for figure in _FIGURES)
+            ratios = (spread(results.ratios(*pair, figure), 2) for figure in _FIGURES)
             yield [LOADS[load].title, f"{connections:,}", *ratios]
 
 
@@ -107,7 +107,7 @@ def _rows(results: Results, load: str) -> Iterator[list[str]]:
     for connections in LOADS[load].contenders:
         for who in results.contenders:
             if results.measured.get(key := (load, connections, who)):
-                figures = (_spread(results.figures(key, figure), digits) for figure, digits in _FIGURES.items())
+                figures = (spread(results.figures(key, figure), digits) for figure, digits in _FIGURES.items())
                 yield [f"{connections:,}", _named(who), *figures]
 
 
@@ -123,7 +123,7 @@ def _costs(results: Results) -> Iterator[list[str]]:
 def _floor(floor: Floor) -> list[str]:
     verdict = "not measured" if not floor.measured else "ok" if floor.kept else "**missed**"
     bound = f"at {'least' if floor.at_least else 'most'} {floor.bound:g}"
-    return [floor.what, _spread(floor.measured, floor.digits), bound, f"{floor.aim or ''}", verdict]
+    return [floor.what, spread(floor.measured, floor.digits), bound, f"{floor.aim or ''}", verdict]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -135,7 +135,8 @@ def _named(contender: str) -> str:
     return f"**{contender}**" if contender == SERVICE else contender
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """The median, the least and the greatest, with so many digits."""
     if not values:
         return "-"
     middle, least, greatest = (f"{value:,.{digits}f}" for value in (median(values), min(values), max(values)))

@@ -20,7 +20,7 @@ from benchmarking.results import Figures, Key
 _WARM_UP_CONNECTIONS = 16
 _WARM_UP_SECONDS = 1
 _SETTLE_SECONDS = 0.1
-_APPLIED = "SELECT count(*) FROM balance_changes WHERE refusal IS NULL"
+_APPLIED = "SELECT count(*) FROM balance_changes WHERE version IS NOT NULL AND feed_position > {}"
 _WRITTEN = "SELECT pg_current_wal_insert_lsn() - '0/0', pg_total_relation_size('balance_changes')"
 _LOCK_FAILURE = re.compile("deadlock detected|due to lock timeout")
 
@@ -100,6 +100,8 @@ def _prepare(running: Running, load: Load, connections: int, seconds: int) -> No
 
 
 def _generate(running: Running, load: Load, connections: int, seconds: int) -> Counted:
+    if running.users:
+        load = load._replace(users=running.users)
     if running.pgbench_url:
         return run_pgbench(load, running.pgbench_url, min(connections, POSTGRES_CONNECTIONS), seconds)
     return run_wrk(load, running.ports, connections, seconds)
@@ -130,7 +132,7 @@ def _journal(running: Running, stage: Stage) -> dict[str, float]:
     """What the service has written so far, and how."""
     if not running.journal_url:
         return {}
-    rows = journal_rows_of(running.journal_url)
+    rows = journal_rows_of(running)
     wal_bytes, disk_bytes = map(float, execute(running.journal_url, _WRITTEN))
     return {
         "rows": rows,
@@ -141,12 +143,12 @@ def _journal(running: Running, stage: Stage) -> dict[str, float]:
     }
 
 
-def journal_rows_of(database_url: str) -> int:
-    """How many applied changes the journal holds, when those on their way have arrived."""
+def journal_rows_of(running: Running) -> int:
+    """How many applied changes the journal has gained since the start, when those on their way have arrived."""
     before, rows = -2, -1
     while rows != before:
         time.sleep(_SETTLE_SECONDS)
-        before, (rows,) = rows, execute(database_url, _APPLIED)
+        before, (rows,) = rows, execute(running.journal_url, _APPLIED.format(running.journal_since))
     return rows
 
 

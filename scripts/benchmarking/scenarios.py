@@ -44,7 +44,7 @@ def wait(stage: Stage) -> Figures:
         waiting = memory().rss
         holder.rollback()
         counted = counting.result()
-    check_answers(SERVICE, load, count, counted, journal_rows_of(running.journal_url))
+    check_answers(SERVICE, load, count, counted, journal_rows_of(running))
     return {"requests": count, "before_mb": before / 1e6, "waiting_mb": waiting / 1e6}
 
 
@@ -57,7 +57,7 @@ def follow(stage: Stage) -> Figures:
         counting = threads.submit(run_wrk, load, running.ports, connections, _FOLLOWING_SECONDS)
         followed, behind_ms, _ = _read(running.ports[0], _READER_WAITS_SECONDS, counting.done)
         counted = counting.result()
-    rows = journal_rows_of(running.journal_url)
+    rows = journal_rows_of(running)
     check_answers(SERVICE, load, connections, counted, rows)
     began = time.perf_counter()
     backlog, _, pages = _read(running.ports[0], 0, lambda: True)

@@ -19,24 +19,31 @@ from tests.processes import ROOT, run
 PAGE = (ROOT / "docs" / "benchmarks" / "README.md").read_text()
 
 
-async def benchmark(path: Path, *arguments: str) -> tuple[int, str]:
+async def benchmark(path: Path, *arguments: str, module: str = "benchmarking") -> tuple[int, str]:
     """Run the benchmark where only the programs in `path` can be found."""
     environment = {"PATH": str(path), "PYTHONPATH": str(ROOT / "scripts")}
-    return await run(sys.executable, "-m", "benchmarking", *arguments, directory=ROOT, environment=environment)
+    return await run(sys.executable, "-m", module, *arguments, directory=ROOT, environment=environment)
 
 
-@pytest.mark.slow
-async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder with wrk and nothing else."""
     wrk = shutil.which("wrk")
     if wrk is None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("wrk is not installed")
-    programs, output, other = tmp_path / "programs", tmp_path / "output", tmp_path / "other"
-    programs.mkdir()
-    (programs / "wrk").symlink_to(wrk)
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "wrk").symlink_to(wrk)
+    return folder
+
+
+@pytest.mark.slow
+async def test_it_measures_checks_and_reports(tmp_path: Path, programs: Path) -> None:
+    output, other = tmp_path / "output", tmp_path / "other"
     other.mkdir()
     (other / ".venv").symlink_to(sys.prefix)
     contenders = (NO_DATABASE, SERVICE, REDIS_ALWAYS)
-    loads = ("replays", "bulk", "captures")
+    loads = ("replays", "bulk", "captures", "following")
     shortest = ("--quick", "--loads", *loads, "--contenders", *contenders, "--output", str(output))
     status, printed = await benchmark(programs, *shortest, "--against", str(other))
     assert status == 0, printed
@@ -51,6 +58,28 @@ async def test_it_measures_checks_and_reports(tmp_path: Path) -> None:
     assert [(row["connections"], row[""]) for row in captures][-1] == ("256", f"**{SERVICE}**")
     assert [row["connections"] for row in rows_of(written, f"{SERVICE}, times {BEFORE}")] == ["256", "16", "1", "256"]
     assert "<svg" in (output / "throughput.svg").read_text()
+    assert "## A reader of the feed" in written
+
+
+@pytest.mark.slow
+async def test_it_measures_what_has_grown(tmp_path: Path, programs: Path) -> None:
+    sizes = ["--journals", "10000", "30000", "--accounts", "2000", "--rounds", "1", "--seconds", "1"]
+    status, printed = await benchmark(programs, *sizes, "--output", str(tmp_path), module="benchmarking.growth")
+    assert status == 0, printed
+    written = (tmp_path / "growth.md").read_text()
+    journals, accounts = [*rows_of(written, "Rows in the journal")], rows_of(written, "Accounts")
+    assert [row[""] for row in (*journals, *accounts)] == ["10,000 rows", "30,000 rows", "2,000 accounts"]
+    assert all(row[name] != "-" for row in journals for name in row)
+
+
+@pytest.mark.slow
+async def test_it_measures_for_a_while(tmp_path: Path, programs: Path) -> None:
+    short = ["--minutes", "0", "--slice", "1"]
+    status, printed = await benchmark(programs, *short, "--output", str(tmp_path), module="benchmarking.steady")
+    assert status == 0, printed
+    rows = rows_of((tmp_path / "steady.md").read_text(), "At full rate")
+    assert [(row[""], row["slices"]) for row in rows][1] == ("all", "4")
+    assert "<svg" in (tmp_path / "steady.svg").read_text()
 
 
 async def test_it_says_what_is_missing(tmp_path: Path) -> None:
