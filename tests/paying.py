@@ -1,4 +1,4 @@
-"""Clients of several services that pay each other, and note what they are told: a history to be checked."""
+"""Clients of several services that pay each other, at once or by holds, and note what they are told: a history."""
 
 import asyncio
 import json
@@ -8,11 +8,21 @@ from collections.abc import Awaitable, Callable, Container, Sequence
 
 import aiohttp
 
-from tests.client import Told, transfer, update
+from atomic_balance.changes import settlement_key
+from tests.client import Told, hold, settle, transfer, update
 from tests.database import Database
 from tests.history import Applied, Operation, Snapshot, Transfer, contradictions_between
 
 AMOUNTS = (1, 4, 17, 30)
+HELD_SECONDS = 3600
+_NAMED = """
+    SELECT CASE WHEN payer IS NULL THEN coalesce(reference, idempotency_key)
+                ELSE coalesce(reference, substr(idempotency_key, length(payer::text) + 3)) END,
+           amount, balance, coalesce(hold_amount, 0)
+      FROM balance_changes
+     WHERE user_id = %s AND version IS NOT NULL
+     ORDER BY version
+"""
 SHARED_NAMES = 300
 """So many transfers are asked for by several clients, with the same key."""
 
@@ -47,9 +57,7 @@ class History:
     def contradictions(self) -> list[str]:
         """Why what was told is not linearizable, by the journal as it is in the end."""
         journals = {
-            user_id: [Applied(row.reference or row.key, row.amount, row.balance) for row in rows if row.version]
-            for user_id in self.updates
-            for rows in [self._database.journal(user_id)]
+            user_id: [Applied(*row) for row in self._database.execute(_NAMED, user_id)] for user_id in self.updates
         }
         openings = dict.fromkeys(self.updates, self._opening)
         return contradictions_between(self.updates, self.transfers, self.snapshots, journals, openings)
@@ -62,8 +70,10 @@ class History:
             name, kind = f"{number}-{step}", chance.random()
             if kind < 0.2:
                 await self._pay(client, urls, f"shared-{chance.randrange(SHARED_NAMES)}", chance)
-            elif kind < 0.7:
+            elif kind < 0.55:
                 await self._pay(client, urls, name, chance)
+            elif kind < 0.7:
+                await self._hold(client, urls, name, chance)
             elif kind < 0.9:
                 await self._change(client, urls, name, chance)
             else:
@@ -82,6 +92,34 @@ class History:
             balances = {payer: told.body["newBalance"]}
             balances |= {one["userId"]: one["newBalance"] for one in told.body["to"]}
         self.transfers.append(Transfer(name, payer, payees, asked, answered, balances, told.replayed))
+
+    async def _hold(self, client: aiohttp.ClientSession, urls: Sequence[str], name: str, chance: random.Random) -> None:
+        """Set money aside, then have it paid to others, all or a part, or let it go."""
+        payer, *payees = chance.sample(list(self.updates), 3)
+        amount = chance.choice(AMOUNTS)
+        told, asked, answered = await self._outcome(
+            urls, chance, lambda url: hold(client, name, amount, payer, url, expiresInSeconds=HELD_SECONDS)
+        )
+        placed = 0 if told.status == 201 else None
+        self.updates[payer].append(Operation(name, 0, asked, answered, placed, told.replayed, amount, told=False))
+        if told.status == 400:
+            return
+        ending = settlement_key(name)
+        if chance.random() < 0.3:
+            told, asked, answered = await self._outcome(
+                urls, chance, lambda url: settle(client, "release", name, payer, url)
+            )
+            self.updates[payer].append(Operation(ending, 0, asked, answered, 0, told.replayed, -amount, told=False))
+            return
+        paid = dict.fromkeys(payees[: 2 if amount % 2 == 0 else 1], (amount + 1) // 2)
+        to = [{"userId": user_id, "amount": part} for user_id, part in paid.items()]
+        for _ in range(chance.choice((1, 1, 2))):
+            told, asked, answered = await self._outcome(
+                urls, chance, lambda url: settle(client, "capture", name, payer, url, to=to)
+            )
+            balances = {payer: told.body["newBalance"]}
+            balances |= {one["userId"]: one["newBalance"] for one in told.body["to"]}
+            self.transfers.append(Transfer(ending, payer, paid, asked, answered, balances, told.replayed))
 
     async def _change(
         self, client: aiohttp.ClientSession, urls: Sequence[str], name: str, chance: random.Random
@@ -113,5 +151,5 @@ class History:
         asked = time.monotonic()
         while (told := await ask(chance.choice(urls))).status in self._again:
             pass
-        assert told.status in (200, 400), told
+        assert told.status in (200, 201, 400), told
         return told, asked, time.monotonic()

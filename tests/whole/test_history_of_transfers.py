@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from atomic_balance.changes import settlement_key
 from atomic_balance.postgres.verify import verify
 from tests.client import session
 from tests.database import Database
@@ -19,7 +20,10 @@ SECONDS = 5
 
 @pytest.mark.slow
 async def test_transfers_through_several_processes_are_linearizable(database: Database, tmp_path: Path) -> None:
-    """Whoever reads all accounts at once, at any moment, sees all of a transfer or nothing of it."""
+    """So are holds whose captures pay others.
+
+    Whoever reads all accounts at once, at any moment, sees all of a transfer or nothing of it.
+    """
     environment = {"DATABASE_URL": database.url}
     history = History(database, USERS, OPENING)
     async with (
@@ -31,6 +35,10 @@ async def test_transfers_through_several_processes_are_linearizable(database: Da
         await history.load(client, [one.url, two.url, three.url], CLIENTS, SECONDS)
     told = [(one.balances is not None, one.replayed) for one in history.transfers]
     assert set(told) == {(applied, replayed) for applied in (True, False) for replayed in (True, False)}
+    holds = [one for updates in history.updates.values() for one in updates if one.hold_amount > 0]
+    assert {one.new_balance is None for one in holds} == {True, False}
+    captures = [one for one in history.transfers if one.name.startswith(settlement_key(""))]
+    assert {one.replayed for one in captures} == {True, False}
     assert len(history.snapshots) > 50
     assert history.contradictions() == []
     assert verify(database.url).differences == []
