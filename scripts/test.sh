@@ -13,7 +13,7 @@ fi
 ./scripts/install-tools.sh
 ./scripts/install.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-shellcheck scripts/*.sh scripts/soak scripts/benchmark .ci/run
+shellcheck scripts/*.sh scripts/soak scripts/benchmark scripts/mutations .ci/run
 ruff check
 ruff format --check
 lint-imports --no-logo --no-cache

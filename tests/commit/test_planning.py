@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atomic_balance.changes import BALANCE_LIMIT, Change, Outcome, Refusal, capture, hold, release
+from atomic_balance.changes import BALANCE_LIMIT, Change, Credit, Outcome, Refusal, capture, hold, release, transfer
 from atomic_balance.commit.backlog import Backlog
 from atomic_balance.commit.planning import Load, covered_prefix, refusal
 from atomic_balance.commit.waiting import WaitingAccount, WaitingChange
@@ -167,3 +167,28 @@ def test_a_portion_is_a_prefix_of_what_has_no_answer(
         assert len(part) == (covered or len(live))
     live[0].alone = True
     assert account.next_changes(room) == live[:1]
+
+
+def test_a_statement_has_no_account_that_is_credited_and_changes_otherwise() -> None:
+    withdrawal, payment = Change(2, -1), transfer(1, [Credit(2, 1), Credit(3, 1)], None, None)
+    for first, second in ((withdrawal, payment), (payment, withdrawal)):
+        load = Load(10, 10)
+        assert load.take(first)
+        assert not load.take(second)
+        assert load.take(transfer(4, [Credit(3, 1)], None, None))
+
+
+def test_a_change_that_returns_from_another_line_has_its_place_by_arrival() -> None:
+    backlog = Backlog()
+    payment = transfer(1, [Credit(2, 1)], None, None)
+    waiting = [
+        WaitingChange(change, "", number, 0.0, asyncio.Future())
+        for number, change in enumerate((payment, Change(1, 1)))
+    ]
+    for one in waiting:
+        backlog.add(one)
+    backlog.move(waiting[0], 2)
+    backlog.move(waiting[0], 1)
+    line = backlog.account(1)
+    assert line
+    assert [one.number for one in line.changes] == [0, 1]

@@ -240,8 +240,9 @@ async def test_nobody_waits_for_a_process_that_is_about_to_stop(client: Client) 
     await until(lambda: waiting(client) == 1)
     assert client.app
     client.app[DRAINING].set()
-    assert await page == []
-    assert await reader.page(wait=30) == []
+    async with asyncio.timeout(20):
+        assert await page == []
+        assert await reader.page(wait=30) == []
 
 
 async def test_a_service_stops_though_callers_wait(database_url: str, tmp_path: Path) -> None:
@@ -251,7 +252,8 @@ async def test_a_service_stops_though_callers_wait(database_url: str, tmp_path: 
             asked = "SELECT pid FROM pg_stat_activity WHERE query ~ 'FROM read_feed\\(' AND pid <> pg_backend_pid()"
             await until(lambda: database.execute(asked))
         service.process.send_signal(signal.SIGTERM)
-        assert await asyncio.gather(*pages) == [[]] * 20
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*pages) == [[]] * 20
         assert await service.process.wait() == 0
 
 

@@ -333,3 +333,4 @@ def test_the_plan_takes_rows_in_the_order_of_their_ids_and_reads_no_table_whole(
         assert scans == []
     (demand,) = (found for plan in plans for found in _nodes(plan, {"Subplan Name": "CTE demand"}))
     assert (demand["Node Type"], demand["Strategy"]) == ("Aggregate", "Sorted"), demand
+    assert [found["Sort Key"][0] for found in _nodes(demand, {"Node Type": "Sort"})] == ["sent.account"], demand

@@ -134,6 +134,22 @@ async def test_a_fail_over_that_loses_changes_hides_none(tmp_path: Path, aiohttp
 
 
 @pytest.mark.slow
+async def test_a_lane_begins_anew_before_its_first_change(database: Database, tmp_path: Path) -> None:
+    """Without anybody who looks at the feed."""
+    grow_old(database)
+    database.open({1: 10})
+    last = "SELECT max(feed_position) FROM balance_changes"
+    async with committing(Settings(database_url=database.url)) as committer:
+        assert await committer.submit(Change(1, 1)) == Applied(11)
+    ((before,),) = database.execute(last)
+    with embedded_postgres(tmp_path) as url:
+        restore(dump(database.url), url)
+        async with committing(Settings(database_url=url)) as committer:
+            assert await committer.submit(Change(1, 1)) == Applied(12)
+        with Database(url) as younger:
+            assert younger.execute(last)[0][0] > before
+
+
 def test_one_of_many_connections_begins_anew_and_the_others_find_it(tmp_path: Path) -> None:
     with killable_server(tmp_path) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:
