@@ -1,0 +1,73 @@
+"""The run: a database, a faulty network and two services, load and faults for a while, and then the judges."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.fault_proxy import FaultProxy
+from tests.killable import KillableServer, killable_server
+from tests.soak.asking import PATIENCE_SECONDS, Caller, session
+from tests.soak.faults import Faults
+from tests.soak.judging import judge
+from tests.soak.load import Load
+from tests.soak.services import Services
+
+_CALLERS = 40
+
+
+async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[float], None]) -> tuple[str, list[str]]:
+    """Run it; gives a summary of what happened, and what was wrong, a line each.
+
+    `directory`: an empty one, for its files. `progress` is told which share of the time is over.
+    """
+    chance = random.Random(seed)
+    with killable_server(directory / "data") as server:
+        socket = Path(str(conninfo_to_dict(server.url)["host"])) / ".s.PGSQL.5432"
+        async with FaultProxy(socket).running() as proxy, session() as client:
+            through_proxy = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
+            services = Services(through_proxy, directory)
+            try:
+                await services.start()
+                caller = Caller(client, services.urls, "", chance)
+                load = Load(caller, random.Random(chance.random()))
+                await load.accounts.open_first()
+                faults = Faults(server, proxy, services, random.Random(chance.random()))
+                await _under_load(seconds, load, faults, progress)
+                await _holds_have_expired(server)
+            finally:
+                await services.stop()
+        summary, wrong = await asyncio.to_thread(judge, load, server.url)
+        broken = ", ".join(f"{count} x {name}" for name, count in sorted(faults.counts.items()))
+        return f"{summary}\nfaults: {broken}", wrong + caller.refused
+
+
+async def _under_load(seconds: float, load: Load, faults: Faults, progress: Callable[[float], None]) -> None:
+    """Ask and break until the time is over, and what was broken is whole again."""
+    began = time.monotonic()
+    until = began + seconds
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(_CALLERS):
+            tasks.create_task(load.work(until))
+        injecting = [tasks.create_task(faults.inject(stream, until)) for stream in faults.streams()]
+        while not all(task.done() for task in injecting):
+            progress(min(1, (time.monotonic() - began) / seconds))
+            await asyncio.sleep(0.2)
+    progress(1)
+
+
+async def _holds_have_expired(server: KillableServer) -> None:
+    """Wait until no hold is open that has expired or will within seconds."""
+    async with asyncio.timeout(PATIENCE_SECONDS), await server.connection() as connection:
+        while True:
+            cursor = await connection.execute(
+                "SELECT EXISTS (SELECT FROM open_holds WHERE expires_at < clock_timestamp() + interval '10 seconds')"
+            )
+            row = await cursor.fetchone()
+            await connection.commit()
+            if row == (False,):
+                return
+            await asyncio.sleep(0.2)
