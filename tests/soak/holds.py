@@ -1,4 +1,4 @@
-"""Holds that last for seconds: placed, captured (all, a part, to others), released, expired; and what became of them."""
+"""Holds that last for seconds: placed, captured (all, a part, to others), released, expired; and how each ended."""
 
 import asyncio
 import random

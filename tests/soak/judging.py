@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from atomic_balance.postgres.verify import verify
 from tests.soak.accounts import judge_openings
 from tests.soak.asking import Reply
+from tests.soak.feed import judge_feed
 from tests.soak.holds import judge_holds
 from tests.soak.journal import read_journal
 from tests.soak.load import Load
+from tests.soak.past import judge_reads
 from tests.soak.transfers import judge_transfers
 from tests.soak.updates import judge_updates
 
@@ -24,6 +26,8 @@ def judge(load: Load, url: str) -> tuple[str, list[str]]:
         *judge_updates(load.updates.asked, journal),
         *judge_transfers(load.transfers.asked, journal),
         *judge_holds(load.holds.asked, journal),
+        *judge_reads(load.reads.asked, journal),
+        *judge_feed(load.feed.readers, journal),
     ]
     audit = verify(url)
     wrong += audit.differences
@@ -41,6 +45,9 @@ def judge(load: Load, url: str) -> tuple[str, list[str]]:
         "captures": _told(ending.reply for ending in endings if ending.how == "capture" and not ending.payees),
         "captures to others": _told(ending.reply for ending in endings if ending.payees),
         "releases": _told(ending.reply for ending in endings if ending.how == "release"),
+        "reads": _told(one.reply for one in load.reads.asked if one.at is None),
+        "reads of the past": _told(one.reply for one in load.reads.asked if one.at),
+        "pages of the feed": counted(load.feed.told),
         "audit": f"{audit.changes:,} changes of {audit.accounts:,} accounts, which have {audit.money.balances:,}",
     }
     return "\n".join(f"{name}: {text}" for name, text in lines.items()), wrong
@@ -52,4 +59,9 @@ def _told(replies: Iterable[Reply]) -> str:
     for reply in replies:
         counts[reply.told()] += 1
         counts["replayed"] += reply.replayed
+    return counted(counts)
+
+
+def counted(counts: Counter[str]) -> str:
+    """How often there was each, in one line."""
     return ", ".join(f"{count:,} x {told}" for told, count in sorted((+counts).items())) or "none"

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from tests.soak.accounts import Accounts
 from tests.soak.asking import Caller
+from tests.soak.feed import Feed
 from tests.soak.holds import Holds
+from tests.soak.past import Reads
 from tests.soak.transfers import Transfers
 from tests.soak.updates import Updates
 
@@ -19,6 +21,8 @@ class Load:
         self.updates = Updates(caller, self.accounts, random.Random(chance.random()))
         self.transfers = Transfers(caller, self.accounts, random.Random(chance.random()))
         self.holds = Holds(caller, self.accounts, random.Random(chance.random()))
+        self.reads = Reads(caller, self.accounts, random.Random(chance.random()))
+        self.feed = Feed(caller, random.Random(chance.random()))
         self._chance = chance
         self._kinds: dict[Callable[[], Awaitable[None]], int] = {
             self.updates.one: 38,
@@ -27,6 +31,8 @@ class Load:
             self.transfers.bulk: 6,
             self.holds.one: 20,
             self.accounts.one: 4,
+            self.reads.now: 4,
+            self.reads.past: 6,
         }
 
     async def work(self, until: float) -> None:

@@ -12,7 +12,7 @@ from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.soak.asking import PATIENCE_SECONDS, Caller, session
 from tests.soak.faults import Faults
-from tests.soak.judging import judge
+from tests.soak.judging import counted, judge
 from tests.soak.load import Load
 from tests.soak.services import Services
 
@@ -38,11 +38,11 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
                 faults = Faults(server, proxy, services, random.Random(chance.random()))
                 await _under_load(seconds, load, faults, progress)
                 await _holds_have_expired(server)
+                await load.feed.read_to_the_end(await _changes(server))
             finally:
                 await services.stop()
         summary, wrong = await asyncio.to_thread(judge, load, server.url)
-        broken = ", ".join(f"{count} x {name}" for name, count in sorted(faults.counts.items()))
-        return f"{summary}\nfaults: {broken}", wrong + caller.refused
+        return f"{summary}\nfaults: {counted(faults.counts)}", wrong + caller.refused
 
 
 async def _under_load(seconds: float, load: Load, faults: Faults, progress: Callable[[float], None]) -> None:
@@ -52,6 +52,8 @@ async def _under_load(seconds: float, load: Load, faults: Faults, progress: Call
     async with asyncio.TaskGroup() as tasks:
         for _ in range(_CALLERS):
             tasks.create_task(load.work(until))
+        for reader in load.feed.readers:
+            tasks.create_task(reader.follow(until))
         injecting = [tasks.create_task(faults.inject(stream, until)) for stream in faults.streams()]
         while not all(task.done() for task in injecting):
             progress(min(1, (time.monotonic() - began) / seconds))
@@ -71,3 +73,11 @@ async def _holds_have_expired(server: KillableServer) -> None:
             if row == (False,):
                 return
             await asyncio.sleep(0.2)
+
+
+async def _changes(server: KillableServer) -> int:
+    """How many changes were applied."""
+    async with await server.connection() as connection:
+        cursor = await connection.execute("SELECT count(*) FROM balance_changes WHERE version IS NOT NULL")
+        (count,) = await cursor.fetchone() or (0,)
+    return int(count)
