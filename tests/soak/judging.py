@@ -8,6 +8,7 @@ from tests.soak.accounts import judge_openings
 from tests.soak.asking import Reply
 from tests.soak.feed import judge_feed
 from tests.soak.holds import judge_holds
+from tests.soak.imports import judge_imports
 from tests.soak.journal import read_journal
 from tests.soak.load import Load
 from tests.soak.past import judge_reads
@@ -27,6 +28,7 @@ def judge(load: Load, url: str) -> tuple[str, list[str]]:
         *judge_transfers(load.transfers.asked, journal),
         *judge_holds(load.holds.asked, journal),
         *judge_reads(load.reads.asked, journal),
+        *judge_imports(load.imports.asked, journal),
         *judge_feed(load.feed.readers, journal),
     ]
     audit = verify(url)
@@ -47,6 +49,7 @@ def judge(load: Load, url: str) -> tuple[str, list[str]]:
         "releases": _told(ending.reply for ending in endings if ending.how == "release"),
         "reads": _told(one.reply for one in load.reads.asked if one.at is None),
         "reads of the past": _told(one.reply for one in load.reads.asked if one.at),
+        f"imports of {len(load.imports.asked):,} files": counted(load.imports.told),
         "pages of the feed": counted(load.feed.told),
         "audit": f"{audit.changes:,} changes of {audit.accounts:,} accounts, which have {audit.money.balances:,}",
     }

@@ -3,26 +3,29 @@
 import random
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from tests.soak.accounts import Accounts
 from tests.soak.asking import Caller
 from tests.soak.feed import Feed
 from tests.soak.holds import Holds
+from tests.soak.imports import Imports
 from tests.soak.past import Reads
 from tests.soak.transfers import Transfers
 from tests.soak.updates import Updates
 
 
 class Load:
-    """Everything that is asked for, and what was answered."""
+    """Everything that is asked for, and what was answered. Imports go to the database at once, from `directory`."""
 
-    def __init__(self, caller: Caller, chance: random.Random) -> None:
+    def __init__(self, caller: Caller, database_url: str, directory: Path, chance: random.Random) -> None:
         self.accounts = Accounts(caller, random.Random(chance.random()))
         self.updates = Updates(caller, self.accounts, random.Random(chance.random()))
         self.transfers = Transfers(caller, self.accounts, random.Random(chance.random()))
         self.holds = Holds(caller, self.accounts, random.Random(chance.random()))
         self.reads = Reads(caller, self.accounts, random.Random(chance.random()))
         self.feed = Feed(caller, random.Random(chance.random()))
+        self.imports = Imports(self.accounts, database_url, directory, random.Random(chance.random()))
         self._chance = chance
         self._kinds: dict[Callable[[], Awaitable[None]], int] = {
             self.updates.one: 38,

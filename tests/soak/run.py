@@ -33,7 +33,7 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
             try:
                 await services.start()
                 caller = Caller(client, services.urls, "", chance)
-                load = Load(caller, random.Random(chance.random()))
+                load = Load(caller, through_proxy, directory, random.Random(chance.random()))
                 await load.accounts.open_first()
                 faults = Faults(server, proxy, services, random.Random(chance.random()))
                 await _under_load(seconds, load, faults, progress)
@@ -52,6 +52,7 @@ async def _under_load(seconds: float, load: Load, faults: Faults, progress: Call
     async with asyncio.TaskGroup() as tasks:
         for _ in range(_CALLERS):
             tasks.create_task(load.work(until))
+        tasks.create_task(load.imports.work(until))
         for reader in load.feed.readers:
             tasks.create_task(reader.follow(until))
         injecting = [tasks.create_task(faults.inject(stream, until)) for stream in faults.streams()]
