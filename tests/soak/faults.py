@@ -13,7 +13,8 @@ import psycopg
 from tests.fault_proxy import FaultProxy, Link
 from tests.killable import KillableServer
 from tests.soak.accounts import BUSY
-from tests.soak.services import Services
+from tests.soak.asking import Caller
+from tests.soak.services import WITH_WORKERS, Services
 
 _CALM_SECONDS = (0.3, 2.0)
 """The shortest and the longest time between two faults of a kind."""
@@ -22,10 +23,14 @@ Fault = Callable[[], Awaitable[None]]
 
 
 class Faults:
-    """Breaks things. `counts`: how often each of them was broken."""
+    """Breaks things. `counts`: how often each of them was broken; `wrong`: what may not follow and did, a line each."""
 
-    def __init__(self, server: KillableServer, proxy: FaultProxy, services: Services, chance: random.Random) -> None:
+    def __init__(
+        self, server: KillableServer, proxy: FaultProxy, services: Services, caller: Caller, chance: random.Random
+    ) -> None:
         self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._caller = caller
         self._server = server
         self._proxy = proxy
         self._services = services
@@ -36,7 +41,13 @@ class Faults:
         return [
             (self.postmaster_killed, self.backend_killed, self.row_blocked),
             (self.connections_cut, self.answers_lost, self.half_open, self.latency),
-            (self.service_killed, self.service_stopped),
+            (
+                self.service_killed,
+                self.service_stopped,
+                self.worker_killed,
+                self.workers_replaced,
+                self.token_rotated,
+            ),
         ]
 
     async def inject(self, faults: Sequence[Fault], until: float) -> None:
@@ -92,6 +103,24 @@ class Faults:
     async def service_stopped(self) -> None:
         """A service is stopped, as for an upgrade."""
         await self._services.restart(self._chance.randrange(2), signal.SIGTERM)
+
+    async def worker_killed(self) -> None:
+        """A worker dies; its service replaces it."""
+        await self._services.kill_worker(self._chance)
+
+    async def workers_replaced(self) -> None:
+        """A service replaces all of its workers."""
+        await self._services.reload(WITH_WORKERS)
+
+    async def token_rotated(self) -> None:
+        """A new token beside the old one, the callers take it, and the old one goes: no request may be turned away."""
+        old, new = self._caller.token, f"token-{self.counts['token rotated'] + 1}"
+        await self._services.accept([old, new])
+        await self._caller.move(new)
+        await self._services.accept([new])
+        for url in self._services.urls:
+            if (status := await self._caller.status_with(url, old)) not in (0, 401):
+                self.wrong.append(f"a token that was taken back is still taken: {url}, {status}")
 
     async def _freeze(self, how: Callable[[Link], None]) -> None:
         """Do this to every connection there is, and cut it later, as keepalives do, or it would be kept for ever."""

@@ -17,6 +17,7 @@ from tests.soak.load import Load
 from tests.soak.services import Services
 
 _CALLERS = 40
+_FIRST_TOKEN = "token-0"
 
 
 async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[float], None]) -> tuple[str, list[str]]:
@@ -29,20 +30,20 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
         socket = Path(str(conninfo_to_dict(server.url)["host"])) / ".s.PGSQL.5432"
         async with FaultProxy(socket).running() as proxy, session() as client:
             through_proxy = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
-            services = Services(through_proxy, directory)
+            services = Services(through_proxy, directory, [_FIRST_TOKEN])
             try:
                 await services.start()
-                caller = Caller(client, services.urls, "", chance)
+                caller = Caller(client, services.urls, _FIRST_TOKEN, random.Random(chance.random()))
                 load = Load(caller, through_proxy, directory, random.Random(chance.random()))
                 await load.accounts.open_first()
-                faults = Faults(server, proxy, services, random.Random(chance.random()))
+                faults = Faults(server, proxy, services, caller, random.Random(chance.random()))
                 await _under_load(seconds, load, faults, progress)
                 await _holds_have_expired(server)
                 await load.feed.read_to_the_end(await _changes(server))
             finally:
                 await services.stop()
         summary, wrong = await asyncio.to_thread(judge, load, server.url)
-        return f"{summary}\nfaults: {counted(faults.counts)}", wrong + caller.refused
+        return f"{summary}\nfaults: {counted(faults.counts)}", wrong + caller.refused + faults.wrong
 
 
 async def _under_load(seconds: float, load: Load, faults: Faults, progress: Callable[[float], None]) -> None:
