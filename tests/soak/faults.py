@@ -14,9 +14,10 @@ from tests.fault_proxy import FaultProxy, Link
 from tests.killable import KillableServer
 from tests.soak.accounts import BUSY
 from tests.soak.asking import Caller
+from tests.soak.disk import SmallDisk
 from tests.soak.services import WITH_WORKERS, Services
 
-_CALM_SECONDS = (0.3, 2.0)
+_CALM_SECONDS = (0.3, 3.0)
 """The shortest and the longest time between two faults of a kind."""
 
 Fault = Callable[[], Awaitable[None]]
@@ -26,12 +27,19 @@ class Faults:
     """Breaks things. `counts`: how often each of them was broken; `wrong`: what may not follow and did, a line each."""
 
     def __init__(
-        self, server: KillableServer, proxy: FaultProxy, services: Services, caller: Caller, chance: random.Random
+        self,
+        server: KillableServer,
+        disk: SmallDisk | None,
+        proxy: FaultProxy,
+        services: Services,
+        caller: Caller,
+        chance: random.Random,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._caller = caller
         self._server = server
+        self._disk = disk
         self._proxy = proxy
         self._services = services
         self._chance = chance
@@ -39,7 +47,7 @@ class Faults:
     def streams(self) -> list[Sequence[Fault]]:
         """The faults; those of one stream come one after the other, each stream beside the others."""
         return [
-            (self.postmaster_killed, self.backend_killed, self.row_blocked),
+            (self.postmaster_killed, self.backend_killed, self.row_blocked, *([self.disk_full] if self._disk else [])),
             (self.connections_cut, self.answers_lost, self.half_open, self.latency),
             (
                 self.service_killed,
@@ -77,6 +85,15 @@ class Faults:
             await connection.execute("UPDATE users SET balance = balance WHERE id = %s", (self._chance.choice(BUSY),))
             await asyncio.sleep(self._chance.choice((0.5, 4)))
         await connection.close()
+
+    async def disk_full(self) -> None:
+        """There is no room for another page of any table or index, for less or for longer than a change waits."""
+        assert self._disk
+        await asyncio.to_thread(self._disk.fill)
+        try:
+            await asyncio.sleep(self._chance.choice((1, 4)))
+        finally:
+            self._disk.make_room()
 
     async def connections_cut(self) -> None:
         """Every connection to the database breaks."""

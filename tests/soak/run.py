@@ -5,18 +5,22 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from psycopg.conninfo import conninfo_to_dict
 
+from atomic_balance.postgres.embedded import server as embedded_server
 from tests.fault_proxy import FaultProxy
 from tests.killable import KillableServer, killable_server
 from tests.soak.asking import PATIENCE_SECONDS, Caller, session
+from tests.soak.disk import Disks
 from tests.soak.faults import Faults
 from tests.soak.judging import counted, judge
 from tests.soak.load import Load
 from tests.soak.services import Services
 
 _CALLERS = 40
+_CONNECTIONS_MAX = "300"  # those whose ends were killed or frozen are closed late
 _FIRST_TOKEN = "token-0"
 
 
@@ -26,7 +30,14 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
     `directory`: an empty one, for its files. `progress` is told which share of the time is over.
     """
     chance = random.Random(seed)
-    with killable_server(directory / "data") as server:
+    with (
+        patch.dict(embedded_server._SETTINGS, max_connections=_CONNECTIONS_MAX),
+        Disks().unmounted_at_the_end() as disks,
+        killable_server(directory / "data") as server,
+    ):
+        disk = disks.small_disk(server.url)
+        if disk is None:
+            print("no disk becomes full: none can be mounted here, which takes root on Linux", flush=True)
         socket = Path(str(conninfo_to_dict(server.url)["host"])) / ".s.PGSQL.5432"
         async with FaultProxy(socket).running() as proxy, session() as client:
             through_proxy = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
@@ -36,14 +47,16 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
                 caller = Caller(client, services.urls, _FIRST_TOKEN, random.Random(chance.random()))
                 load = Load(caller, through_proxy, directory, random.Random(chance.random()))
                 await load.accounts.open_first()
-                faults = Faults(server, proxy, services, caller, random.Random(chance.random()))
+                faults = Faults(server, disk, proxy, services, caller, random.Random(chance.random()))
                 await _under_load(seconds, load, faults, progress)
                 await _holds_have_expired(server)
                 await load.feed.read_to_the_end(await _changes(server))
             finally:
                 await services.stop()
         summary, wrong = await asyncio.to_thread(judge, load, server.url)
-        return f"{summary}\nfaults: {counted(faults.counts)}", wrong + caller.refused + faults.wrong
+        full = (directory / "data" / "postgres.log").read_text(errors="replace").count("No space left on device")
+        faults_line = f"faults: {counted(faults.counts)}; PostgreSQL found no room {full:,} times"
+        return f"{summary}\n{faults_line}", wrong + caller.refused + faults.wrong
 
 
 async def _under_load(seconds: float, load: Load, faults: Faults, progress: Callable[[float], None]) -> None:
