@@ -61,7 +61,7 @@ class Disks:
 
     @contextlib.contextmanager
     def unmounted_at_the_end(self) -> Iterator["Disks"]:
-        """Unmount at the end what was mounted."""
+        """Unmount at the end what was mounted; a process that is killed with -9 leaves that to whoever killed it."""
         try:
             yield self
         finally:

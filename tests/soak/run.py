@@ -17,7 +17,7 @@ from tests.soak.disk import Disks
 from tests.soak.faults import Faults
 from tests.soak.judging import counted, judge
 from tests.soak.load import Load
-from tests.soak.services import Services
+from tests.soak.services import Services, judge_logs
 
 _CALLERS = 40
 _CONNECTIONS_MAX = "300"  # those whose ends were killed or frozen are closed late
@@ -56,7 +56,7 @@ async def soak(seconds: float, seed: int, directory: Path, progress: Callable[[f
         summary, wrong = await asyncio.to_thread(judge, load, server.url)
         full = (directory / "data" / "postgres.log").read_text(errors="replace").count("No space left on device")
         faults_line = f"faults: {counted(faults.counts)}; PostgreSQL found no room {full:,} times"
-        return f"{summary}\n{faults_line}", wrong + caller.refused + faults.wrong
+        return f"{summary}\n{faults_line}", wrong + caller.refused + faults.wrong + judge_logs(services.logs)
 
 
 async def _under_load(seconds: float, load: Load, faults: Faults, progress: Callable[[float], None]) -> None:

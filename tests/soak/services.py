@@ -21,10 +21,14 @@ _OWN_SETTINGS: tuple[dict[str, str], ...] = ({}, {"WORKERS": str(_WORKERS)})
 
 
 class Services:
-    """The services, which work in `directory`. `urls`: where they answer, also after a restart."""
+    """The services, which work in `directory`.
+
+    `urls`: where they answer, also after a restart; `logs`: what each of them has logged since a start.
+    """
 
     def __init__(self, database_url: str, directory: Path, tokens: Sequence[str]) -> None:
         self.urls: list[str] = []
+        self.logs: list[list[str]] = []
         self._environments = [{"DATABASE_URL": database_url, **_SETTINGS, **own} for own in _OWN_SETTINGS]
         self._directory = directory
         self._stacks = [contextlib.AsyncExitStack() for _ in _OWN_SETTINGS]
@@ -91,12 +95,20 @@ class Services:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
-                    return await self._stacks[index].enter_async_context(
+                    service = await self._stacks[index].enter_async_context(
                         running_service(self._environments[index], self._directory)
                     )
                 except ExceptionGroup as error:
                     if "the service did not start: atomic-balance: database: " not in str(error.exceptions):
                         raise
+                else:
+                    self.logs.append(service.log)
+                    return service
+
+
+def judge_logs(logs: list[list[str]]) -> list[str]:
+    """What services have logged of faults of their own, a line each: those of others are told without a traceback."""
+    return [f"a service had a fault: {line.strip()}" for log in logs for line in log if "Traceback" in line]
 
 
 def _children(service: Service) -> list[psutil.Process]:
