@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tests.soak.asking import PATIENCE_SECONDS, Caller
@@ -104,8 +105,8 @@ def _entry(change: dict[str, Any]) -> Entry:
     )
 
 
-def judge_feed(readers: list[Reader], journal: Journal) -> list[str]:
-    """What readers were given and is not the journal, all of it and nothing else in its order, a line each."""
+def judge_feed(readers: Sequence[Sequence[Entry]], journal: Journal) -> list[str]:
+    """What readers have seen and is not the journal, all of it and nothing else in its order, a line each."""
     applied = sorted(
         (row.feed_position, row.user_id, row.version, row) for row in journal.rows if row.version is not None
     )
@@ -113,12 +114,12 @@ def judge_feed(readers: list[Reader], journal: Journal) -> list[str]:
         Entry(user_id, version, row.amount, row.hold_amount or 0, row.balance, row.reference)
         for _, user_id, version, row in applied
     ]
-    wrong = [line for reader in readers for line in reader.wrong]
-    for number, reader in enumerate(readers):
-        if reader.seen == expected:
+    wrong = []
+    for number, seen in enumerate(readers):
+        if seen == expected:
             continue
-        missing = Counter(expected) - Counter(reader.seen)
-        too_many = Counter(reader.seen) - Counter(expected)
+        missing = Counter(expected) - Counter(seen)
+        too_many = Counter(seen) - Counter(expected)
         wrong += [f"reader {number} was not given {entry}" for entry in missing.elements()]
         wrong += [f"reader {number} was given once too often, or wrongly, {entry}" for entry in too_many.elements()]
         if not missing and not too_many:

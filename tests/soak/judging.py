@@ -29,7 +29,8 @@ def judge(load: Load, url: str) -> tuple[str, list[str]]:
         *judge_holds(load.holds.asked, journal),
         *judge_reads(load.reads.asked, journal),
         *judge_imports(load.imports.asked, journal),
-        *judge_feed(load.feed.readers, journal),
+        *judge_feed([reader.seen for reader in load.feed.readers], journal),
+        *(line for reader in load.feed.readers for line in reader.wrong),
     ]
     audit = verify(url)
     wrong += audit.differences
