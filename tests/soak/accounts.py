@@ -13,11 +13,12 @@ BUSY = (1, 2, 3)
 """Users who pay and are paid more often than others; their rows are blocked now and then."""
 USERS = range(1, 60)
 FULL_USER = 60
-"""A user with room for little more."""
+"""A user who has room for little more, is paid, and never pays."""
 NOBODY = 1_000
 """A user who is never opened."""
 
 _OPENING = 1_000
+_ROOM = 200  # of the full user
 _FIRST = (*USERS[:10], FULL_USER)
 
 
@@ -42,15 +43,16 @@ class Accounts:
         await self._open(self._chance.choice(USERS))
 
     def someone(self) -> int:
-        """A user who is known to exist; the hot one more often than others."""
-        return HOT_USER if self._chance.random() < 0.4 else self._chance.choice(sorted(self.opened))
+        """A user who is known to exist and can pay; the hot one more often than others."""
+        return HOT_USER if self._chance.random() < 0.4 else self._chance.choice(sorted(self.opened - {FULL_USER}))
 
     def payees(self, payer: int, count_max: int) -> list[int]:
-        """Up to so many users to be paid, mostly ones who exist."""
-        kind = self._chance.random()
-        known: Sequence[int] = sorted(self.opened) if kind < 0.5 else BUSY if kind < 0.9 else (*USERS, NOBODY)
-        others = [user_id for user_id in known if user_id != payer]
-        return self._chance.sample(others, min(len(others), count_max))
+        """Up to so many users to be paid; now and then among them one who is full, or does not exist, or not yet."""
+        known: Sequence[int] = BUSY if self._chance.random() < 0.5 else sorted(self.opened)
+        payees = self._chance.sample(known, min(len(known), count_max))
+        if self._chance.random() < 0.1:
+            payees[0] = self._chance.choice((FULL_USER, NOBODY, self._chance.choice(USERS)))
+        return [user_id for user_id in payees if user_id != payer] or [FULL_USER]
 
     async def _open(self, user_id: int) -> None:
         balance, minimum = opening(user_id)
@@ -63,7 +65,7 @@ class Accounts:
 
 def opening(user_id: int) -> tuple[int, int]:
     """The balance and the minimum balance that a user is opened with."""
-    return BALANCE_LIMIT - _OPENING if user_id == FULL_USER else _OPENING, -50 if user_id % 3 == 0 else 0
+    return BALANCE_LIMIT - _ROOM if user_id == FULL_USER else _OPENING, -50 if user_id % 3 == 0 else 0
 
 
 def judge_openings(replies: list[tuple[int, Reply]], journal: Journal) -> list[str]:

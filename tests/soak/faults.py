@@ -52,6 +52,7 @@ class Faults:
             (
                 self.service_killed,
                 self.service_stopped,
+                self.service_frozen,
                 self.worker_killed,
                 self.workers_replaced,
                 self.token_rotated,
@@ -120,6 +121,10 @@ class Faults:
     async def service_stopped(self) -> None:
         """A service is stopped, as for an upgrade."""
         await self._services.restart(self._chance.randrange(2), signal.SIGTERM)
+
+    async def service_frozen(self) -> None:
+        """A service stands still, for less or for longer than a change waits, and goes on."""
+        await self._services.freeze(self._chance.randrange(2), self._chance.choice((1, 4)))
 
     async def worker_killed(self) -> None:
         """A worker dies; its service replaces it."""

@@ -80,6 +80,18 @@ class Services:
             "another worker is there", service, lambda: not _is_alive(victim) and len(_children(service)) >= _WORKERS
         )
 
+    async def freeze(self, index: int, seconds: float) -> None:
+        """Have one of them stand still for so long, with its workers."""
+        service = self._running[index]
+        processes = [psutil.Process(service.process.pid), *_children(service)]
+        for process in processes:
+            _signal(process, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            for process in processes:
+                _signal(process, signal.SIGCONT)
+
     async def stop(self) -> None:
         """Stop all of them."""
         for stack in self._stacks:
@@ -115,6 +127,11 @@ def _children(service: Service) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(service.process.pid).children()
     return []
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -60,7 +60,7 @@ class Transfers:
 
     def _next(self, keyed: bool) -> TransferAsked:
         opened = self._accounts.opened
-        payer = self._chance.choice(sorted(opened) if self._chance.random() < 0.6 else BUSY)
+        payer = self._accounts.someone() if self._chance.random() < 0.6 else self._chance.choice(BUSY)
         payees = self._accounts.payees(payer, self._chance.choice((1, 1, 1, 2, 5)))
         number = len(self.asked)
         asked = TransferAsked(
