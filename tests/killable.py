@@ -53,7 +53,8 @@ class KillableServer:
             )
             rows = await cursor.fetchall()
         for (pid,) in rows:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # its client may just have left it
+                os.kill(pid, signal.SIGKILL)
         await (await self.connection()).close()
 
     async def connection(self) -> psycopg.AsyncConnection:

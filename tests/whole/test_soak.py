@@ -7,7 +7,7 @@ import pytest
 
 from tests.soak import soak
 
-SECONDS = 40
+SECONDS = 60
 
 
 @pytest.mark.slow
