@@ -43,7 +43,7 @@ class Reader:
     async def follow(self, until: float) -> None:
         """Read what comes until the time is over."""
         while time.monotonic() < until:
-            await self._page(self._chance.choice((0, 1, 2)), self._chance.choice((30, 200, 1_000)))
+            await self.read_page(self._chance.choice((0, 1, 2)), self._chance.choice((30, 200, 1_000)))
 
     async def read_to_the_end(self, count: int) -> None:
         """Read until it has `count` changes and there are no more."""
@@ -51,11 +51,12 @@ class Reader:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not (self.is_at_the_end and len(self.seen) >= count):
-                    await self._page(0, 1_000)
+                    await self.read_page(0, 1_000)
         except TimeoutError:
             self.wrong.append(f"a reader has {len(self.seen)} changes of {count}, and does not get any more")
 
-    async def _page(self, wait: int, limit: int) -> None:
+    async def read_page(self, wait: int, limit: int) -> None:
+        """Ask once for what comes next."""
         query = {"limit": str(limit), "wait": str(wait)} | ({"after": self._after} if self._after else {})
         reply = await self._caller.ask("GET", _CHANGES, query=query)
         self._told[reply.told()] += 1
@@ -65,8 +66,8 @@ class Reader:
             await asyncio.sleep(_PAUSE_SECONDS)
             return
         entries = [_entry(change) for change in reply.body["changes"]]
-        both = min(len(entries), len(self._lost))
-        if entries[:both] != self._lost[:both]:
+        again = self._lost[:limit]
+        if entries[: len(again)] != again:
             self.wrong.append(f"other changes after the same position: {query}: {self._lost}, then {entries}")
         if self._chance.random() < _LOST_SHARE:
             self._lost = entries  # as if it had died before it kept the new position

@@ -9,7 +9,7 @@ from tests.soak.accounts import HOT_USER, USERS, Accounts
 from tests.soak.asking import Caller, Reply
 from tests.soak.journal import Journal
 
-_SECONDS_BACK = (4.0, 10.0)
+_SECONDS_BACK = (6.0, 15.0)
 """How far reads look back: further than DEADLINE_SECONDS, as the documents say that one must."""
 
 

@@ -1,5 +1,7 @@
 """Each judge of the soak test finds what it is there for: a run in which all is right is broken once in each way."""
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -7,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.soak.accounts import judge_openings, opening
-from tests.soak.asking import Reply
-from tests.soak.feed import Entry, judge_feed
+from tests.soak.asking import Caller, Reply
+from tests.soak.feed import Entry, Reader, judge_feed
 from tests.soak.holds import Ending, HoldAsked, judge_holds
 from tests.soak.imports import ImportAsked, judge_imports
 from tests.soak.journal import Account, Journal, Row
@@ -269,3 +271,30 @@ def test_a_run_in_which_all_is_right() -> None:
 def test_what_is_broken_is_found(complaint: str, broken: Callable[[Run], Run]) -> None:
     wrong = broken(RIGHT).wrong()
     assert any(complaint in line for line in wrong), wrong
+
+
+class TwoPages(Caller):
+    """Gives a page of the feed, and then another one after the same position."""
+
+    def __init__(self, *pages: list[Entry]) -> None:
+        self._pages = [*pages]
+
+    async def ask(self, *_: Any, **__: Any) -> Reply:
+        names = ("userId", "version", "amount", "holdAmount", "balance", "reference")
+        changes = [dict(zip(names, entry, strict=True)) for entry in self._pages.pop(0)]
+        return said(200, changes=changes, next="1.1.1")
+
+
+class AlwaysLost(random.Random):
+    """Lets a reader lose every answer."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(("second", "found"), [(RIGHT.seen, False), (RIGHT.seen[1:], True), ([], True)])
+async def test_a_reader_finds_that_a_page_is_another_when_it_is_read_again(second: list[Entry], found: bool) -> None:
+    reader = Reader(TwoPages(RIGHT.seen[:2], second), AlwaysLost(), Counter())
+    await reader.read_page(0, 1_000)
+    await reader.read_page(0, 1_000)
+    assert any("other changes after the same position" in line for line in reader.wrong) == found
