@@ -133,6 +133,18 @@ async def test_while_a_shard_is_away_all_others_go_on(
     assert verify(database.url).differences == []
 
 
+async def test_a_shard_that_stays_away_is_not_taken_for_the_database(
+    cluster: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or readiness would be red, and nobody sent the change that could show that the others answer."""
+    async with committing(cluster) as committer:
+        await all_of(*(committer.submit(Change(user_id, 1)) for user_id in USERS))
+        absence = Absence(monkeypatch)
+        assert await committer.submit(Change(1, -1)) is Undecided.UNKNOWN
+        met = len(absence.met)
+        await until(lambda: len(absence.met) > met and not committer.failing_seconds)
+
+
 async def test_what_was_never_sent_to_a_shard_that_is_away_is_known_to_have_changed_nothing(
     database: Database, cluster: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

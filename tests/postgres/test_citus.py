@@ -41,6 +41,7 @@ OF_ONE_USER = {
     "read_changes_after": "1, 5, 10",
     "read_open_holds": "1, '', 10",
     "read_past_balance": "1, now()",
+    "read_shard_holds": "ARRAY[1, 1], ARRAY['a', 'b']",
     "record_refusals": "ARRAY[1], ARRAY['c'], ARRAY[-99], ARRAY[NULL]::bigint[], ARRAY[NULL]::text[],"
     " ARRAY[NULL]::text[], ARRAY[9], ARRAY['insufficient_funds'], '1s'",
     "set_minimum_balance": "1, -5",

@@ -146,6 +146,11 @@ class Backlog:
         if BETWEEN in self._ready:
             self.ready_wake(BETWEEN).set()
 
+    @property
+    def all_doubted(self) -> bool:
+        """Whether nothing is to be sent to any shard now."""
+        return len(self.doubted) == self._shards.count
+
     def ready_wake(self, shard: int) -> asyncio.Event:
         """What says that something is ready for the load lane of `shard`."""
         return self._ready[shard].wake

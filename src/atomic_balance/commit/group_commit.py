@@ -259,7 +259,8 @@ class GroupCommit:
         except StatementError as error:
             if error.failure in _NEEDS_NEW_SESSION:
                 log.debug("asking a shard that is away: %s, %r", error, error.__cause__)
-                self._note_failing()
+                if self._backlog.all_doubted:  # while others answer, it is not the database that fails
+                    self._note_failing()
                 return _Turn.AWAY if error.reported else _Turn.LOST
         self._backlog.trust(shard)
         return None

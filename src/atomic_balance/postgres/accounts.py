@@ -30,6 +30,7 @@ from atomic_balance.postgres.statements import (
     READ_HOLDS,
     READ_OPEN_HOLDS,
     READ_PAST_BALANCE,
+    READ_SHARD_HOLDS,
     SET_MINIMUM_BALANCE,
     SUM_BALANCES,
     TAKE_EXPIRY_TURN,
@@ -146,6 +147,7 @@ class Accounts:
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self._pool = pool
         self._settings = settings
+        self._holds_statement = READ_SHARD_HOLDS if settings.citus else READ_HOLDS
 
     async def open_account(self, user_id: int, balance: int, minimum_balance: int) -> Opening:
         """Open an account with `balance` and `minimum_balance`, unless there is one."""
@@ -216,7 +218,9 @@ class Accounts:
 
         None where none was placed, or it was refused.
         """
-        rows = await self._fetch(READ_HOLDS, [user_id for user_id, _ in asked], [hold_id for _, hold_id in asked])
+        rows = await self._fetch(
+            self._holds_statement, [user_id for user_id, _ in asked], [hold_id for _, hold_id in asked]
+        )
         holds: list[Hold | None] = [None] * len(asked)
         for position, _, amount, reference, _, expires_at, overdue, _ in rows:
             if amount and amount > 0:
@@ -226,7 +230,7 @@ class Accounts:
 
     async def hold(self, user_id: int, hold_id: str) -> Hold | None:
         """A hold as it is now; None if none was placed, or it was refused."""
-        rows = await self._fetch(READ_HOLDS, [user_id, user_id], [hold_id, settlement_key(hold_id)])
+        rows = await self._fetch(self._holds_statement, [user_id, user_id], [hold_id, settlement_key(hold_id)])
         placed, settled = ([row for row in rows if row["position"] == position] for position in (1, 2))
         if not placed or (placed[0]["hold_amount"] or 0) <= 0:
             return None
