@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark growth",
         description="Measure what a change costs with journals and accounts of several sizes, and write "
-        "docs/benchmarks/growth.md. With these sizes it takes half an hour and 30 GB of disk.",
+        "docs/benchmarks/growth.md. With these sizes it takes tens of minutes, and tens of GB of disk.",
     )
     parser.add_argument("--journals", type=int, nargs="+", default=(1_000_000, 10_000_000, 50_000_000), metavar="ROWS")
     parser.add_argument("--accounts", type=int, nargs="+", default=(1_000_000, 10_000_000), metavar="ACCOUNTS")

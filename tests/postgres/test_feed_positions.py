@@ -150,6 +150,7 @@ async def test_a_lane_begins_anew_before_its_first_change(database: Database, tm
             assert younger.execute(last)[0][0] > before
 
 
+@pytest.mark.slow
 def test_one_of_many_connections_begins_anew_and_the_others_find_it(tmp_path: Path) -> None:
     with killable_server(tmp_path) as server:
         with psycopg.connect(server.url, autocommit=True) as connection:

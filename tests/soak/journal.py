@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import psycopg
 
-SETTLEMENT = " settlement "
+from atomic_balance.changes import settlement_key
+
+SETTLEMENT = settlement_key("")
 """What the key of a hold's settlement begins with, before the hold's id."""
 
 
