@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from atomic_balance.progress import progress_bar
 from tests.soak.run import soak
 
 _LINES_MAX = 20
@@ -18,13 +19,8 @@ async def _run(seconds: float, seed: int) -> tuple[str, list[str]]:
     assert task
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # or what was started would be left
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        return await soak(seconds, seed, Path(directory), _draw)
-
-
-def _draw(share: float) -> None:
-    if sys.stderr.isatty():
-        bar = "#" * int(40 * share)
-        print(f"\rsoak [{bar:40}] {share:4.0%}", end="\n" if share == 1 else "", file=sys.stderr, flush=True)
+        bar = progress_bar("soak", "s")
+        return await soak(seconds, seed, Path(directory), lambda share: bar(int(share * seconds), int(seconds)))
 
 
 def main() -> None:
@@ -34,7 +30,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="of all that is random")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}, {arguments.seconds:g} s", flush=True)
-    summary, wrong = asyncio.run(_run(arguments.seconds, arguments.seed))
+    try:
+        summary, wrong = asyncio.run(_run(arguments.seconds, arguments.seed))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        sys.exit("stopped before its end: nothing was judged")
     print(summary)
     for line in wrong[:_LINES_MAX]:
         print(line)

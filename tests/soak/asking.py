@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -76,6 +76,15 @@ class Caller:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while self._under_way[before]:  # noqa: ASYNC110 - what ends is a request, not an event
                 await asyncio.sleep(0.02)
+
+
+async def once_or_again(ask: Callable[[], Awaitable[None]], repeats: int, chance: random.Random) -> None:
+    """Ask, and `repeats` times again: half of the time all at once, otherwise one after the other."""
+    if repeats and chance.random() < 0.5:
+        await asyncio.gather(*(ask() for _ in range(1 + repeats)))
+    else:
+        for _ in range(1 + repeats):
+            await ask()
 
 
 @contextlib.asynccontextmanager

@@ -71,7 +71,7 @@ async def _under_load(seconds: float, load: Load, faults: Faults, progress: Call
             tasks.create_task(reader.follow(until))
         injecting = [tasks.create_task(faults.inject(stream, until)) for stream in faults.streams()]
         while not all(task.done() for task in injecting):
-            progress(min(1, (time.monotonic() - began) / seconds))
+            progress(min(0.99, (time.monotonic() - began) / seconds))
             await asyncio.sleep(0.2)
     progress(1)
 

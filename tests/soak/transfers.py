@@ -1,12 +1,11 @@
 """Transfers: to one, to many, to nobody, to who is full; and what the journal says of them on both sides."""
 
-import asyncio
 import random
 from collections import defaultdict
 from typing import Any, NamedTuple
 
 from tests.soak.accounts import BUSY, NOBODY, Accounts
-from tests.soak.asking import Caller, Reply
+from tests.soak.asking import Caller, Reply, once_or_again
 from tests.soak.journal import SETTLEMENT, Journal, Row
 from tests.soak.updates import each
 
@@ -44,11 +43,7 @@ class Transfers:
         """One transfer, mostly with a key; then now and then asked again, at once or afterwards."""
         repeats = self._chance.choice((None, 0, 0, 1, 3))
         asked = self._next(keyed=repeats is not None)
-        if repeats and self._chance.random() < 0.5:
-            await asyncio.gather(*(self._ask(asked) for _ in range(1 + repeats)))
-        else:
-            for _ in range(1 + (repeats or 0)):
-                await self._ask(asked)
+        await once_or_again(lambda: self._ask(asked), repeats or 0, self._chance)
 
     async def bulk(self) -> None:
         """Twenty in one request."""

@@ -1,12 +1,11 @@
 """Updates: one or many, with a key or without, asked once or again and again; and what the journal says of them."""
 
-import asyncio
 import random
 from collections import defaultdict
 from typing import NamedTuple
 
 from tests.soak.accounts import Accounts
-from tests.soak.asking import NO_REPLY, Caller, Reply
+from tests.soak.asking import NO_REPLY, Caller, Reply, once_or_again
 from tests.soak.journal import Journal, Row
 
 _BULK = 20
@@ -39,11 +38,7 @@ class Updates:
         """One change; half of them with a key, and then now and then asked again, at once or afterwards."""
         repeats = self._chance.choice((0, 0, 0, 1, 3)) if self._chance.random() < 0.5 else None
         asked = self._next(keyed=repeats is not None)
-        if repeats and self._chance.random() < 0.5:
-            await asyncio.gather(*(self._ask(asked) for _ in range(1 + repeats)))
-        else:
-            for _ in range(1 + (repeats or 0)):
-                await self._ask(asked)
+        await once_or_again(lambda: self._ask(asked), repeats or 0, self._chance)
 
     async def bulk(self) -> None:
         """Twenty in one request."""
