@@ -12,6 +12,7 @@ import pytest
 from atomic_balance.postgres.embedded.programs import find_programs
 from atomic_balance.postgres.migrations import migrate, migrations_dir, missing_migrations
 from tests.processes import ROOT, run
+from tests.schema import make_schema
 
 ALL = missing_migrations([])
 
@@ -40,6 +41,13 @@ async def test_migrations_apply_roll_back_and_apply_again(empty_database_url: st
     assert status == 0, output
     assert columns(empty_database_url) == schema
     assert migrate(psycopg_url(empty_database_url)) == []
+
+
+async def test_migrating_prints_nothing_of_what_the_statements_give(
+    empty_database_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert len(make_schema(empty_database_url)) > len(ALL)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_every_migration_has_a_rollback() -> None:

@@ -1,5 +1,7 @@
 """The schema: yoyo applies `sql/`, and the service checks that nothing of it is missing."""
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Iterable
@@ -74,7 +76,8 @@ def migrate(database_url: str, citus: bool = False, schema: str | None = None, w
                 pending = backend.to_apply(yoyo.read_migrations(str(folder)))
                 with backend.lock():
                     try:
-                        backend.apply_migrations(pending)
+                        with contextlib.redirect_stdout(io.StringIO()):  # yoyo prints what a SELECT gives, void too
+                            backend.apply_migrations(pending)
                     except psycopg.errors.LockNotAvailable:
                         raise TimeoutError(_TABLE_IN_USE) from None
                 applied += [migration.id for migration in pending]
