@@ -313,3 +313,21 @@ async def test_when_a_lane_dies_everything_that_waits_is_answered_and_the_servic
         assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
     assert told == ["failed"]
     assert "unforeseen" in debug_log.text
+
+
+async def test_a_change_that_is_given_up_in_flight_counts_in_the_balances_of_its_batch(database: Database) -> None:
+    database.open({1: 100, 2: 100, 3: 100})
+    settings = Settings(database_url=database.url, lock_seconds=5, statement_seconds=5, deadline_seconds=6)
+    async with committing(settings) as committer:
+        assert await committer.submit(Change(2, -1, "k")) == Applied(99)
+        with database.holding(1):
+            with database.holding(3):
+                first = committer.submit(Change(3, -1))
+                await until(database.blocked)
+                given_up = committer.submit(Change(1, -40))
+                await asyncio.sleep(2)  # so that those that follow have their deadlines later
+                others = [committer.submit(Change(2, -1, "k")), committer.submit(Change(1, 5))]
+            assert await first == Applied(99)
+            assert await given_up is Undecided.UNKNOWN
+        assert await all_of(*others) == [Applied(99, replayed=True), Applied(65)]
+    assert [row.balance for row in database.journal(1)] == [60, 65]

@@ -100,13 +100,11 @@ class Answering:
         for index, recorded in answers.recorded.items():
             self.answer(sent[index], _of_recorded(sent[index], recorded))
         to_record = self._settle_unpaid(sent, answers) if answers.unpaid else []
-        refused = {waiting.number for waiting, _ in to_record}
+        decided = {waiting.number for waiting, _ in to_record} | _not_applied_now(sent, answers)
         payee_balances = {sent[index].number: balances for index, balances in answers.credited.items()}
         parts = batch.parts
-        if answers.recorded or answers.unpaid:
-            parts = [
-                (line, [one for one in part if not one.answered and one.number not in refused]) for line, part in parts
-            ]
+        if decided:  # not by who has an answer: what was given up at its deadline meanwhile was applied with the others
+            parts = [(line, [one for one in part if one.number not in decided]) for line, part in parts]
         # All of an owner's together: some may have waited in another's line.
         fresh = _by_owner([waiting for _, part in parts for waiting in part])
         for owner_id, own in fresh.items():
@@ -239,6 +237,12 @@ class Answering:
                         extra={"request_id": waiting.request_id},
                     )
                     self.fail(waiting)
+
+
+def _not_applied_now(sent: list[WaitingChange], answers: Answers) -> set[int]:
+    """The numbers of those that the journal had already, and of transfers to somebody who does not exist."""
+    missing = (index for index, unpaid in answers.unpaid.items() if any(one.balance is None for one in unpaid))
+    return {sent[index].number for index in (*answers.recorded, *missing)}
 
 
 def _by_owner(changes: list[WaitingChange]) -> dict[int, list[WaitingChange]]:
