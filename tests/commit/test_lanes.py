@@ -331,3 +331,46 @@ async def test_a_change_that_is_given_up_in_flight_counts_in_the_balances_of_its
             assert await given_up is Undecided.UNKNOWN
         assert await all_of(*others) == [Applied(99, replayed=True), Applied(65)]
     assert [row.balance for row in database.journal(1)] == [60, 65]
+
+
+async def test_what_is_given_up_while_its_row_is_asked_for_is_not_sent(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.open({1: 100, 2: 100})
+    asked, may_answer = asyncio.Queue[None](), asyncio.Event()
+    blocked_accounts = Session.blocked_accounts
+
+    async def slowly(self: Session, user_ids: Sequence[int]) -> set[int]:
+        asked.put_nowait(None)
+        if asked.qsize() > 1:  # the first is asked for the load lane, and makes both suspect
+            await may_answer.wait()
+        return await blocked_accounts(self, user_ids)
+
+    monkeypatch.setattr(Session, "blocked_accounts", slowly)
+    async with committing(Settings(database_url=database.url, lock_seconds=0.2, deadline_seconds=3)) as committer:
+        with database.holding(1), database.holding(2):
+            outcomes = await all_of(committer.submit(Change(1, -1)), committer.submit(Change(2, -1)))
+        assert outcomes == [Undecided.TURNED_AWAY] * 2
+        assert asked.qsize() == 2
+        may_answer.set()
+    assert database.journal(1) == database.journal(2) == []
+
+
+async def test_what_is_given_up_while_other_refusals_are_recorded_is_not_bound_to_its_key(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.open({1: 0})
+    may_record = asyncio.Event()
+    record_refusals = Session.record_refusals
+
+    async def late(self: Session, *rest: Any) -> set[tuple[int, str]]:
+        await may_record.wait()
+        return await record_refusals(self, *rest)
+
+    monkeypatch.setattr(Session, "record_refusals", late)
+    settings = Settings(database_url=database.url, changes_per_statement_max=1, lock_seconds=0.2, deadline_seconds=2)
+    async with committing(settings) as committer:
+        outcomes = await all_of(*(committer.submit(Change(1, -1, key)) for key in ("first", "second")))
+        assert outcomes == [Undecided.UNKNOWN, Undecided.TURNED_AWAY]
+        may_record.set()
+    assert [row.key for row in database.journal(1)] == ["first"]

@@ -152,6 +152,26 @@ async def test_what_was_accepted_is_answered_though_its_token_goes(
     assert database.balance(1) == BALANCE - 10
 
 
+async def test_an_answer_ends_its_connection_once_the_service_is_about_to_stop(
+    environment: dict[str, str], database: Database, tmp_path: Path
+) -> None:
+    """Or the next request would come on a connection that is closed just then."""
+    environment["DRAIN_SECONDS"] = "3"
+    async with running_service(environment, tmp_path) as service, aiohttp.ClientSession() as client:
+        body = {"userId": 1, "amount": -1}
+        async with client.post(service.url + UPDATE, json=body) as answer:
+            assert "Connection" not in answer.headers
+        with database.holding(1) as blocker:
+            under_way = asyncio.create_task(client.post(service.url + UPDATE, json=body))
+            await until(lambda: bool(database.blocked()))
+            service.process.send_signal(signal.SIGTERM)
+            stopping = "stopping: what was accepted is still answered"
+            await until(lambda: sum(stopping in line for line in service.log) == int(environment["WORKERS"]))
+            blocker.rollback()
+        answer = await under_way
+        assert (answer.status, answer.headers.get("Connection")) == (200, "close")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -46,11 +46,11 @@ class Batch(Struct):
         return {user_id for waiting in self.changes() for user_id in waiting.change.accounts}
 
     def without(self, user_ids: Set[int]) -> "Batch":
-        """What is left of it without the changes that touch these accounts."""
-        parts = (
-            (line, [waiting for waiting in part if user_ids.isdisjoint(waiting.change.accounts)])
+        """What is left of it without the changes that touch these accounts, or have been answered since."""
+        parts = [
+            (line, [one for one in part if not one.answered and user_ids.isdisjoint(one.change.accounts)])
             for line, part in self.parts
-        )
+        ]
         return Batch([(line, part) for line, part in parts if part], self.arrived_before)
 
     @staticmethod

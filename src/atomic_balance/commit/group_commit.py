@@ -384,6 +384,7 @@ class GroupCommit:
 
     async def _record_refusals(self, session: Session, refused: ToRecord, lock_seconds: float) -> Failure | None:
         """Bind up to 1,000 refusals to their keys, and only then answer them; gives what a failure left behind."""
+        refused = [one for one in refused if not one[0].answered]  # while others were recorded
         changes = [waiting for waiting, _ in refused]
         _set_in_flight(changes, True)
         try:
