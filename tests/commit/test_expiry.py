@@ -81,10 +81,11 @@ async def test_thousands_of_holds_that_expire_at_once_are_soon_free(database: Da
 
 async def test_a_blocked_account_with_very_many_expired_holds_keeps_no_other_waiting(database: Database) -> None:
     database.open({1: 100_000, 2: 100})
-    settings = Settings(database_url=database.url, lock_seconds=0.5, statement_seconds=2, deadline_seconds=3)
-    async with committing(settings) as committer:
-        await place(committer, 1, *(f"hold-{number}" for number in range(12_000)))
+    async with committing(Settings(database_url=database.url, deadline_seconds=50)) as committer:
+        for start in range(0, 12_000, 1_000):
+            await place(committer, 1, *(f"hold-{start + number}" for number in range(1_000)))
         await place(committer, 2, "hold")
+    settings = Settings(database_url=database.url, lock_seconds=0.5, statement_seconds=2, deadline_seconds=3)
     with database.holding(1):
         async with expiring(settings):
             await until(lambda: not open_holds(database, 2))
