@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided
+from atomic_balance.changes import Applied, Change, Credit, NoSuchPayee, Outcome, Refusal, Refused, Undecided, transfer
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
 from atomic_balance.postgres.session import RefusalRecord, Session
@@ -120,7 +120,6 @@ async def test_duplicates_share_the_place_of_their_first(database: Database) -> 
             others = [committer.submit(Change(1, -1)), committer.submit(Change(2, -1))]
             assert committer.full
             assert committer.submit(Change(2, -1)).result() is Undecided.TURNED_AWAY
-            assert committer.submit(Change(1, -2, "k")).result() is Undecided.KEY_REUSED
             late = committer.submit(Change(2, -1, "other"))
             assert late.result() is Undecided.TURNED_AWAY
             beyond = committer.submit(Change(1, -1, "k"))
@@ -665,12 +664,32 @@ async def test_twins_share_the_outcome(database: Database) -> None:
             other_reference = committer.submit(Change(1, -1, "k", "r"))
             other_user = committer.submit(Change(2, -1, "k"))
             refused = [committer.submit(Change(1, -20, "l")) for _ in range(3)]
-            assert other_amount.result() is other_reference.result() is Undecided.KEY_REUSED
             proxy.greet = None
             assert await all_of(*applied) == [Applied(9), Applied(9, replayed=True), Applied(9, replayed=True)]
             assert await all_of(*refused) == [INSUFFICIENT, *[structs.replace(INSUFFICIENT, replayed=True)] * 2]
+            assert await all_of(other_amount, other_reference) == [Undecided.KEY_REUSED] * 2
             assert await all_of(other_user) == [Undecided.NO_SUCH_USER]
     assert [row.key for row in database.journal(1)] == ["k", "l"]
+
+
+async def test_a_repetition_behind_another_change_with_its_key_gets_its_own_outcome(database: Database) -> None:
+    """Which of the two the key is bound to, the journal says, and not who came first."""
+    database.open({1: 10})
+    async with committing(Settings(database_url=database.url)) as committer:
+        assert await committer.submit(Change(1, -1, "k")) == Applied(9)
+        assert await committer.submit(Change(1, -20, "l")) == INSUFFICIENT
+        changes = [Change(1, amount, key) for key in ("k", "l") for amount in (-2, -1, -20)]
+        outcomes = await all_of(*map(committer.submit, changes))
+    reused = Undecided.KEY_REUSED
+    refused = structs.replace(INSUFFICIENT, replayed=True)
+    assert outcomes == [reused, Applied(9, replayed=True), reused, reused, reused, refused]
+
+
+async def test_another_change_with_the_key_of_one_that_bound_none_is_sent(database: Database) -> None:
+    database.open({1: 10})
+    async with committing(Settings(database_url=database.url)) as committer:
+        wrong, right = transfer(1, [Credit(99, 1)], "k", None), Change(1, -1, "k")
+        assert await all_of(committer.submit(wrong), committer.submit(right)) == [NoSuchPayee(99), Applied(9)]
 
 
 async def test_twins_share_what_is_not_an_outcome(database: Database) -> None:

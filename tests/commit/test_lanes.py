@@ -10,7 +10,7 @@ import pytest
 from atomic_balance.changes import Applied, Change, Credit, Refused, Undecided, transfer
 from atomic_balance.commit.backlog import Backlog
 from atomic_balance.commit.planning import Load
-from atomic_balance.commit.waiting import BETWEEN, WaitingChange
+from atomic_balance.commit.waiting import BETWEEN, Place, WaitingChange
 from atomic_balance.postgres.failures import Failure, StatementError
 from atomic_balance.postgres.session import Answers, Session
 from atomic_balance.postgres.shards import Shards
@@ -374,3 +374,24 @@ async def test_what_is_given_up_while_other_refusals_are_recorded_is_not_bound_t
         assert outcomes == [Undecided.UNKNOWN, Undecided.TURNED_AWAY]
         may_record.set()
     assert [row.key for row in database.journal(1)] == ["first"]
+
+
+async def test_what_waits_for_a_shard_that_is_away_holds_up_no_account_whose_row_was_locked(
+    database: Database, cluster: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line is suspect since its row could not be had in time, and its first change pays somebody who is away."""
+    payer = ELSEWHERE[0]
+    away = Absence(monkeypatch)
+    away.over = True
+    async with committing(cluster) as committer:
+        await all_of(*(committer.submit(Change(user_id, 1)) for user_id in USERS))
+        with database.holding(payer):
+            paying = committer.submit(transfer(payer, [Credit(1, 1)], None, None))
+            behind = committer.submit(Change(payer, -1))
+            await until(lambda: (line := committer._backlog.account(payer)) and line.place is Place.SUSPECT)
+            away.over = False
+            lost = committer.submit(Change(1, -1))
+            await until(lambda: committer._backlog.doubted)
+        assert await behind == Applied(1_000)
+        assert not paying.done()
+        assert await all_of(paying, lost) == [Undecided.TURNED_AWAY, Undecided.UNKNOWN]

@@ -57,7 +57,7 @@ async def test_changes_of_an_account_that_waited_in_two_lines_are_told_its_balan
     """The transfer waited in its payee's line because that one's row could not be had."""
     loop, backlog = asyncio.get_running_loop(), Backlog()
     (numbers,) = shared_numbers(1)
-    answering = Answering(backlog, numbers, 1, lambda change, future, request_id: None)
+    answering = Answering(backlog, numbers, 1, lambda change, future, request_id, deadline: None)
     changes = [transfer(1, [Credit(2, 30)], None, None), Change(1, -4), Change(1, -70)]
     waiting = [
         WaitingChange(one, str(number), number, loop.time() + 1, loop.create_future())

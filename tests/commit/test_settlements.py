@@ -1,15 +1,30 @@
 """A hold is settled once: by settlements that wait together, by two processes, and when statements are lost."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import pytest
 from msgspec import structs
 
-from atomic_balance.changes import Applied, Change, Outcome, Refusal, Refused, Undecided, capture, hold, release
+from atomic_balance.changes import (
+    BALANCE_LIMIT,
+    Applied,
+    Change,
+    Credit,
+    NoSuchPayee,
+    Outcome,
+    Refusal,
+    Refused,
+    Undecided,
+    capture,
+    hold,
+    release,
+)
 from atomic_balance.commit.group_commit import GroupCommit
-from atomic_balance.postgres.session import Session
+from atomic_balance.postgres.session import Answers, Session
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.committing import all_of, committing, patient
@@ -126,15 +141,16 @@ async def test_a_hold_under_a_key_that_waits_for_another_change_is_none(database
         database.open({1: 100})
         with database.holding(1):
             first = committer.submit(hold(1, "h", 10, 60, None))
-            for other in (
+            others = (
                 hold(1, "h", 11, 60, None),
                 hold(1, "h", 10, 60, "r"),
                 Change(1, -10, "h"),
                 Change(1, 10, "h"),
-            ):
-                assert committer.submit(other).result() is Undecided.KEY_REUSED
+            )
+            waiting = [committer.submit(other) for other in others]
             longer = committer.submit(hold(1, "h", 10, 61, None))
         assert again(await first) == await longer
+        assert await all_of(*waiting) == [Undecided.KEY_REUSED] * 4
     assert held(database) == (100, 10, [("h", 10)])
 
 
@@ -164,6 +180,55 @@ async def test_two_processes_that_settle_a_hold_at_once_settle_it_once(
     assert "REJECTED" not in caplog.text
     assert held(database) == (87, others, [("other", others)] if others else [])
     assert verify(database.url).differences == []
+
+
+@pytest.mark.parametrize("others", [0, 50])
+async def test_two_processes_that_capture_to_a_payee_with_room_for_one_capture_once(
+    database: Database, others: int
+) -> None:
+    """The second finds the payee full, by the first: it is no refusal, but a repetition."""
+    database.open({2: BALANCE_LIMIT - 10})
+    captured = capture(1, "h", 10, 10, [Credit(2, 10)])
+    async with committing(patient(database.url)) as one, committing(patient(database.url)) as other:
+        await placed(one, database, others)
+        with database.holding(1):
+            first = one.submit(captured)
+            await until(lambda: len(database.blocked()) == 1)
+            second = other.submit(captured)
+            await until(lambda: len(database.blocked()) == 2)
+        applied = Applied(90, payee_balances={2: BALANCE_LIMIT})
+        assert await all_of(first, second) == [applied, again(applied)]
+
+
+async def test_a_capture_that_is_refused_binds_nothing(database: Database) -> None:
+    """So it is repeated by nobody: neither by who asks at the same time, nor by who asks when there is room."""
+    database.open({2: BALANCE_LIMIT})
+    captured = capture(1, "h", 10, 10, [Credit(2, 10)])
+    async with committing(patient(database.url)) as committer:
+        await placed(committer, database)
+        full = Refused(Refusal.BALANCE_LIMIT_EXCEEDED)
+        assert await all_of(committer.submit(captured), committer.submit(captured)) == [full, full]
+        await committer.submit(Change(2, -10))
+        assert await committer.submit(captured) == Applied(90, payee_balances={2: BALANCE_LIMIT})
+
+
+async def test_what_waits_behind_another_settlement_is_sent_only_while_its_own_time_lasts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a line of captures that come to nothing could keep it waiting for ever."""
+    apply = Session.apply
+
+    async def late(session: Session, *rest: Any) -> Answers:
+        answers = await apply(session, *rest)
+        await asyncio.sleep(1.8)
+        return answers
+
+    async with committing(Settings(database_url=database.url, deadline_seconds=3)) as committer:
+        await placed(committer, database)
+        monkeypatch.setattr(Session, "apply", late)
+        to_nobody = [capture(1, "h", 10, 10, [Credit(user_id, 10)]) for user_id in (98, 99)]
+        outcomes = await all_of(*map(committer.submit, (*to_nobody, RELEASE)))
+    assert outcomes == [NoSuchPayee(98), NoSuchPayee(99), Undecided.TURNED_AWAY]
 
 
 async def test_a_storm_of_settlements_through_two_processes(database: Database) -> None:

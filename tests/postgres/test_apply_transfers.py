@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -34,6 +36,7 @@ FULL = 8
 NOBODY = 99
 HAMMER_SECONDS = 4
 HAMMERS = 5
+OPENED = 100
 
 
 class Account(NamedTuple):
@@ -292,6 +295,33 @@ async def test_sessions_that_pay_each_other_neither_deadlock_nor_wait_in_vain(da
     assert database.execute("SELECT sum(balance) FROM users") == [(1_000 * len(accounts),)]
     assert verify(database.url).differences == []
     assert database.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
+
+
+async def test_a_payee_that_is_opened_meanwhile_is_paid_or_missing(database: Database) -> None:
+    """The statement takes long enough, and is sent often enough, that some payees are opened in the middle of it."""
+    there = range(2, 900)
+    database.open({1: 10**9, **dict.fromkeys(there, 0)})
+    chance = random.Random(1)
+    session = await connect(Settings(database_url=database.url))
+    kinds: Counter[str] = Counter()
+    seconds = 0.1
+    try:
+        for new in range(1_000, 1_000 + OPENED):
+            change = transfer(1, [Credit(user_id, 1) for user_id in (*there, new)], None, None)
+            opening = threading.Timer(chance.uniform(0, seconds), database.open, ({new: 0},))
+            began = time.monotonic()
+            opening.start()
+            answers = await session.apply([change], [f" {new}"], [False], 10)
+            seconds = 0.9 * seconds + 0.1 * (time.monotonic() - began)
+            opening.join()
+            if answers.unpaid:
+                assert answers == Answers({}, {}, {}, {0: [Unpaid(new, None)]})
+            else:
+                assert answers.credited[0].keys() == {*there, new}
+            kinds["missing" if answers.unpaid else "paid"] += 1
+    finally:
+        await session.close()
+    assert min(kinds["missing"], kinds["paid"]) > 0, kinds
 
 
 @pytest.mark.parametrize("users", [50, 20_000])

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeGuard
 
 from msgspec import structs
 
@@ -35,8 +36,8 @@ ToRecord = list[tuple[WaitingChange, RefusalRecord]]
 class Answering:
     """Answers waiting changes, each once.
 
-    `accept`: takes a change, its future and its request's id: a settlement that has waited for another one, if that did
-    not settle the hold. `deadline_seconds`: how long a change waits at most.
+    `accept`: takes what has waited for another change with its key, if that did not bind the key. `deadline_seconds`:
+    how long a change waits at most.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Answering:
         backlog: Backlog,
         numbers: Numbers,
         deadline_seconds: float,
-        accept: Callable[[Change, asyncio.Future[Outcome], str | None], None],
+        accept: Callable[[Change, asyncio.Future[Outcome], str | None, float], None],
     ) -> None:
         self._backlog = backlog
         self._numbers = numbers
@@ -61,16 +62,16 @@ class Answering:
         accepted = waiting.deadline - self._deadline_seconds
         self._numbers.change_seconds.observe(self._loop.time() - accepted)
         if waiting.duplicates:
-            again = structs.replace(outcome, replayed=True) if isinstance(outcome, Applied | Refused) else outcome
+            again = structs.replace(outcome, replayed=True) if _binds(outcome, waiting.change) else outcome
             for duplicate in waiting.duplicates:
                 self.resolve(duplicate, again)
-        for change, future, request_id in waiting.followers:
-            if isinstance(outcome, Applied):
-                self.resolve(future, Undecided.KEY_REUSED)
-            elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN):
-                self.resolve(future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
+        for follower in waiting.followers:
+            if _binds(outcome, waiting.change):
+                self.resolve(follower.future, Undecided.KEY_REUSED)
+            elif outcome in (Undecided.TURNED_AWAY, Undecided.UNKNOWN) or follower.deadline <= self._loop.time():
+                self.resolve(follower.future, Undecided.TURNED_AWAY)  # it has waited as long, and was never sent
             else:
-                self._accept(change, future, request_id)
+                self._accept(*follower)
 
     def resolve(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         """Give one caller an outcome."""
@@ -206,9 +207,12 @@ class Answering:
     def _refuse(self, waiting: WaitingChange, reason: Refusal, balance: int, to_record: ToRecord) -> None:
         """Refuse a change; one that may be repeated is added `to_record`, which comes first.
 
-        A settlement's refusal is not recorded: it would be the end of its hold.
+        A settlement's refusal is not recorded: it would be the end of its hold. So it is sent once more, by itself, to
+        see whether another process has just settled the hold, and has filled the payee by that.
         """
-        if waiting.change.hold_id is not None:
+        if waiting.change.hold_id is not None and not waiting.refused:
+            waiting.refused = waiting.alone = True
+        elif waiting.change.hold_id is not None:
             self._without(waiting, Refused(reason))
         elif waiting.repeatable:
             to_record.append((waiting, RefusalRecord(waiting.change, waiting.key, balance, reason)))
@@ -237,6 +241,11 @@ class Answering:
                         extra={"request_id": waiting.request_id},
                     )
                     self.fail(waiting)
+
+
+def _binds(outcome: Outcome, change: Change) -> TypeGuard[Applied | Refused]:
+    """Whether this outcome of `change` is bound to its key. A settlement's refusal is not: the hold is still there."""
+    return isinstance(outcome, Applied) or (isinstance(outcome, Refused) and change.hold_id is None)
 
 
 def _not_applied_now(sent: list[WaitingChange], answers: Answers) -> set[int]:

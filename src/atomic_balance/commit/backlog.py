@@ -6,7 +6,7 @@ waiting.py has the states of a change and of an account, and what they mean.
 import asyncio
 from bisect import insort
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from itertools import islice, takewhile
 
 from msgspec import Struct
@@ -203,7 +203,7 @@ class Backlog:
         while ready and not load.full and len(passed) < _PASSED_MAX:
             _, line = ready.popitem(last=False)
             if self._contended or self.doubted:
-                self._divert(line, load.legs_left)
+                self._divert(line, load.legs_left, self._is_wanting)
             first = line.next_change()
             if first is None:
                 self._forget(line)
@@ -225,11 +225,16 @@ class Backlog:
             ready[line.user_id] = line
         return Batch(parts, arrived_before) if parts else None
 
-    def take_suspects(self, lines_max: int) -> list[WaitingAccount]:
-        """Suspects of one lane, those first who have waited longest; one whose next change goes alone is all."""
+    def take_suspects(self, lines_max: int, legs_max: int) -> list[WaitingAccount]:
+        """Suspects of one lane, those first who have waited longest; one whose next change goes alone is all.
+
+        `legs_max`: how many of a line's changes are looked at, as many as a statement carries.
+        """
         taken: list[WaitingAccount] = []
         shard: int | None = None
         for line in list(self._suspects.values()):
+            if self.doubted and not self.all_doubted:
+                self._divert(line, legs_max, self._is_doubted)
             first = line.next_change()
             if first is not None and not self._is_trusted(first):
                 continue
@@ -295,7 +300,11 @@ class Backlog:
 
     def _is_wanting(self, user_id: int) -> bool:
         """Whether an account can't be had now, because of another transaction or of its shard."""
-        return user_id in self._contended or (bool(self.doubted) and self._shards.of(user_id) in self.doubted)
+        return user_id in self._contended or self._is_doubted(user_id)
+
+    def _is_doubted(self, user_id: int) -> bool:
+        """Whether the shard of an account is doubted."""
+        return bool(self.doubted) and self._shards.of(user_id) in self.doubted
 
     def _is_trusted(self, waiting: WaitingChange) -> bool:
         """Whether no shard that a change touches is doubted."""
@@ -329,12 +338,12 @@ class Backlog:
             for ready in self._ready.values():
                 ready.lines.pop(line.user_id, None)
 
-    def _divert(self, line: WaitingAccount, count_max: int) -> None:
-        """Have what is next in `line` and touches an account that can't be had now wait in that one's line instead."""
+    def _divert(self, line: WaitingAccount, count_max: int, is_wanting: Callable[[int], bool]) -> None:
+        """Have what is next in `line` and touches an account that `is_wanting` wait in that one's line instead."""
         diverted: dict[int, tuple[WaitingChange, int]] = {}
         for waiting in islice(line.unanswered(), count_max):
             if waiting.change.payees:
-                wanting = next(filter(self._is_wanting, waiting.change.accounts), line.user_id)
+                wanting = next(filter(is_wanting, waiting.change.accounts), line.user_id)
                 if wanting != line.user_id:
                     diverted[waiting.number] = waiting, wanting
         if diverted:

@@ -22,7 +22,7 @@ from atomic_balance.changes import Change, Outcome, Refused, Undecided, is_same
 from atomic_balance.commit.answering import Answering, ToRecord
 from atomic_balance.commit.backlog import Backlog, Batch
 from atomic_balance.commit.planning import Load
-from atomic_balance.commit.waiting import WaitingChange
+from atomic_balance.commit.waiting import Follower, WaitingChange
 from atomic_balance.observe.counting import Numbers
 from atomic_balance.observe.logs import REQUEST_ID
 from atomic_balance.postgres.failures import Failure, StatementError, UnreachableError
@@ -104,27 +104,29 @@ class GroupCommit:
 
         An account's changes are applied in the order in which they are submitted. A duplicate of a change that waits -
         the same user, key, amounts and reference - waits for that one's outcome, until that one's deadline, and takes
-        no place of its own. Of the settlements of a hold one is under way at a time: if it settles the hold, another
-        one's outcome is KEY_REUSED, or else the next is sent. A change that finds no place is turned away at once. What
-        each outcome promises is said where it is defined, in changes.py.
+        no place of its own. Of different changes with one key, as all settlements of a hold are, one is under way at a
+        time: if it binds the key, another one's outcome is KEY_REUSED; or else the next is sent, and has a deadline of
+        its own. A change that finds no place is turned away at once. What each outcome promises is said where it is
+        defined, in changes.py.
         """
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self._accept(change, future, REQUEST_ID.get())
         return future
 
-    def _accept(self, change: Change, future: asyncio.Future[Outcome], request_id: str | None) -> None:
+    def _accept(
+        self, change: Change, future: asyncio.Future[Outcome], request_id: str | None, deadline: float | None = None
+    ) -> None:
+        """Give a change a place, or let it wait for another one with its key: until `deadline`, if it has done so."""
         key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:
-            same = is_same(first.change, change)
-            if not same and change.hold_id is None:
-                self._answering.resolve(future, Undecided.KEY_REUSED)
-            elif len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
+            if len(first.duplicates) + len(first.followers) >= self._limits.waiting_changes_per_account:
                 self._answering.resolve(future, Undecided.TURNED_AWAY)
-            elif same:
+            elif is_same(first.change, change):
                 first.duplicates.append(future)
             else:
-                first.followers.append((change, future, request_id))
+                deadline = deadline or self._loop.time() + self._limits.deadline_seconds
+                first.followers.append(Follower(change, future, request_id, deadline))
             return
         of_account = self._backlog.waiting_of(change)
         if self.full or of_account >= self._limits.waiting_changes_per_account or self.failure is not None:
@@ -271,7 +273,7 @@ class GroupCommit:
         That one sends a single change: a statement that may wait in vain is to be a small one. If it is a transfer it
         would hold the rows that it has while it waits, so it waits only briefly, and then for a while without them.
         """
-        suspects = self._backlog.take_suspects(self._suspects_together)
+        suspects = self._backlog.take_suspects(self._suspects_together, self._limits.changes_per_statement)
         if not suspects:
             return _Turn.IDLE
         batch = Batch.of(suspects, self._load(), self._next_number)

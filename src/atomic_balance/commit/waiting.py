@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Iterator, Set
 from enum import Enum, auto
 from itertools import takewhile
+from typing import NamedTuple
 
 from atomic_balance.changes import Change, Outcome
 from atomic_balance.commit.planning import covered_prefix
@@ -42,14 +43,26 @@ BETWEEN = -1
 _ONE_SHARD = frozenset({0})
 
 
+class Follower(NamedTuple):
+    """A change whose key another change has that waits.
+
+    `deadline`: until when it may be sent after that one, in the event loop's time.
+    """
+
+    change: Change
+    future: asyncio.Future[Outcome]
+    request_id: str | None
+    deadline: float
+
+
 class WaitingChange:
     """A change that has not been answered, and what is known of it.
 
     `number`: counts up with every arrival. `deadline`: in the event loop's time. `repeatable`: the journal may hold it.
     `shards`: where the accounts lie that it touches. `shard`: whose load lane carries it.
-    `duplicates`: the futures of later requests with the same key and change. `followers`: other settlements of the same
-    hold, with their futures and request ids: what becomes of this one decides what becomes of them. `futile_count`: of
-    a settlement, how often less was held than it settles. `request_id`: whose request it was. `line`: where it waits.
+    `duplicates`: the futures of later requests with the same key and change. `followers`: other changes with the key:
+    what becomes of this one decides what becomes of them. `futile_count`: of a settlement, how often less was held than
+    it settles; `refused`: it was refused once. `request_id`: whose request it was. `line`: where it waits.
     """
 
     __slots__ = (
@@ -65,6 +78,7 @@ class WaitingChange:
         "key",
         "line",
         "number",
+        "refused",
         "repeatable",
         "request_id",
         "shard",
@@ -92,12 +106,13 @@ class WaitingChange:
         self.unknown = False
         self.alone = False
         self.futile_count = 0
+        self.refused = False
         self.answered = False
         self.line: WaitingAccount | None = None
         self.shards: Set[int] = _ONE_SHARD
         self.shard = 0
         self.duplicates: list[asyncio.Future[Outcome]] = []
-        self.followers: list[tuple[Change, asyncio.Future[Outcome], str | None]] = []
+        self.followers: list[Follower] = []
 
 
 class Place(Enum):
