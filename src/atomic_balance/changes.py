@@ -126,7 +126,8 @@ class Refusal(StrEnum):
 class Applied(Struct, frozen=True, gc=False):
     """The change was committed; `balance` is the account's right after it. `replayed`: by an earlier request.
 
-    `expires_at`: of a hold, until when it holds. `payee_balances`: of a transfer, each payee's right after it, by id.
+    `expires_at`: of a hold that has just been placed, until when it holds; None of one that the journal had: what has
+    become of it since is not known. `payee_balances`: of a transfer, each payee's right after it, by id.
     """
 
     balance: int

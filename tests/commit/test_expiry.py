@@ -241,6 +241,28 @@ async def test_expiry_takes_no_more_than_its_share_of_the_places(database: Datab
                 await asyncio.sleep(0.05)
 
 
+async def test_who_has_lost_the_turn_looks_for_it_now_and_then(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the last settlement of a full account has woken it."""
+    looks = 0
+    take_expiry_turn = Accounts.take_expiry_turn
+
+    async def counting(self: Accounts, holder: str) -> bool:
+        nonlocal looks
+        looks += 1
+        return await take_expiry_turn(self, holder)
+
+    async with expiring(Settings(database_url=database.url)) as (_, expiry):
+        await until(lambda: expiry._has_turn)
+        database.execute("UPDATE expiry_turn SET holder = 'another', until = 'infinity'")
+        await until(lambda: not expiry._has_turn)
+        monkeypatch.setattr(Accounts, "take_expiry_turn", counting)
+        expiry._wake.set()
+        await asyncio.sleep(2)
+    assert 1 <= looks <= 6
+
+
 async def test_a_turn_that_was_deleted_is_taken_all_the_same(database: Database) -> None:
     database.open({1: 10})
     database.execute("DELETE FROM expiry_turn")

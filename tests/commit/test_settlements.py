@@ -285,9 +285,11 @@ async def test_a_hold_whose_statement_or_answer_was_lost_is_placed_once_with_one
         outcomes = await all_of(*(committer.submit(change) for change in (hold_10, Change(1, -5), hold_10)))
         assert struck.done()
         expires_at: datetime = database.execute("SELECT expires_at FROM open_holds")[0][0]
-        placed = Applied(15, expires_at=expires_at)
-        assert outcomes == [placed, Applied(10), again(placed)]
-        assert await committer.submit(hold_10) == again(placed)
+        placed, other, repeated = outcomes
+        found = Applied(15)  # by the second try in the journal, or placed by it
+        assert placed in (found, Applied(15, expires_at=expires_at))
+        assert (other, repeated) == (Applied(10), again(placed))
+        assert await committer.submit(hold_10) == again(found)
     assert database.execute("SELECT expires_at FROM balance_changes WHERE hold_amount > 0") == [(expires_at,)]
     assert held(database) == (10, 10, [("h", 10)])
     assert len(database.journal(1)) == 2
@@ -322,8 +324,7 @@ async def test_a_settlement_that_commits_after_its_connection_was_cut_counts_onc
         assert captured == Applied(96)
         assert isinstance(late, Applied)
         assert (late.balance, late.replayed) == (96, False)
-        expiries = database.execute("SELECT expires_at FROM open_holds")
-        assert expiries == [(late.expires_at,)]
+        assert late.expires_at is None  # it was found
     assert held(database) == (96, 90, [("late", 90)])
     assert verify(database.url).differences == []
 

@@ -2,15 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pytest_aiohttp import AiohttpClient
 from yarl import URL
 
+from atomic_balance.http.app import make_app
+from atomic_balance.postgres.accounts import Accounts
+from atomic_balance.postgres.failures import UnreachableError
+from atomic_balance.settings import Settings
 from tests.client import Client, opened, update
 from tests.database import Database, until
+from tests.fault_proxy import Link
 
 LIMIT = 2**53 - 1
 HOLD = "/api/users/1/holds/order-4711"
@@ -299,6 +305,40 @@ async def test_a_late_capture_is_told_what_becomes_of_one_that_came_in_time(clie
     status, told, replayed = await late
     assert (status, told["status"], told["newBalance"], replayed) == (200, "captured", captured["newBalance"], True)
     assert await otherwise == (409, {"error": "The hold was captured"}, False)
+
+
+@pytest.mark.parametrize("lost", [Link.cut, Link.cut_at_answer])
+async def test_a_hold_whose_statement_was_lost_is_told_as_it_is(
+    database: Database, aiohttp_client: AiohttpClient, lost: Callable[[Link], None]
+) -> None:
+    """It may have been placed long before, and be settled: then nothing is set aside."""
+    async with database.proxied() as (proxy, url):
+        client = await aiohttp_client(make_app(Settings(database_url=url)))
+        await opened(client)
+        struck = proxy.strike(b"order-4711", lost)
+        assert (await placed(client))["status"] == "held"
+        assert struck.done()
+        assert (await ask(client, "POST", f"{HOLD}/release"))[0] == 200
+        struck = proxy.strike(b"order-4711", lost)
+        status, told, _ = await ask(client, "PUT", HOLD, {"amount": 500})
+        assert struck.done()
+        assert (status, told["status"]) == (200, "released")
+
+
+async def test_a_hold_whose_statement_was_lost_and_that_cannot_be_read_is_unknown(
+    database: Database, aiohttp_client: AiohttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: object) -> None:
+        raise UnreachableError
+
+    async with database.proxied() as (proxy, url):
+        client = await aiohttp_client(make_app(Settings(database_url=url)))
+        await opened(client)
+        monkeypatch.setattr(Accounts, "hold", unreachable)
+        struck = proxy.strike(b"order-4711", Link.cut_at_answer)
+        unknown = 504, {"error": "Outcome unknown: ask again"}, False
+        assert await ask(client, "PUT", HOLD, {"amount": 500}) == unknown
+        assert struck.done()
 
 
 async def test_two_holds_with_one_id_at_once(client: Client, database: Database) -> None:

@@ -115,8 +115,7 @@ class Model:
         recorded = {}
         for place, (change, key, repeated) in sent:
             if repeated and (change.user_id, key) in self.journal:
-                first, _, balance, refusal, expires_at = self.journal[change.user_id, key]
-                is_hold = first.hold_amount > 0 and refusal is None
+                first, _, balance, refusal, _ = self.journal[change.user_id, key]
                 shown = Change(
                     first.user_id,
                     first.amount,
@@ -125,8 +124,7 @@ class Model:
                     first.hold_amount,
                     lasting_seconds=0 if first.is_expiry else None,
                 )
-                reason = Refusal(refusal) if refusal else None
-                recorded[place] = Recorded(shown, balance, reason, expires_at if is_hold else None)
+                recorded[place] = Recorded(shown, balance, Refusal(refusal) if refusal else None)
         results = {}
         for user_id in {change.user_id for place, (change, *_) in sent if place not in recorded}:
             fresh = [

@@ -150,7 +150,7 @@ class Model:
             for credit in first.payees
             if row.refusal is None
         }
-        return Recorded(shown, row.balance, row.refusal, None, balances or None)
+        return Recorded(shown, row.balance, row.refusal, balances or None)
 
     def refuse(self, change: Change, key: str) -> RefusalRecord:
         """Bind a refusal to a key."""
@@ -240,7 +240,6 @@ async def test_random_batches_leave_what_a_plain_model_says(database: Database, 
             answers = await session.apply(changes, keys, repeatables, 1)
             found = answers._replace(
                 accounts={name: result._replace(decided_at=None) for name, result in answers.accounts.items()},
-                recorded={index: one._replace(expires_at=None) for index, one in answers.recorded.items()},
                 unpaid={index: sorted(payees) for index, payees in answers.unpaid.items()},
             )
             assert found == model.apply(list(sent.values())), (number, sent)

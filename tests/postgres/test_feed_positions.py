@@ -1,5 +1,8 @@
 """Positions of the feed go on rising whatever happens to the server: a restore into a younger one, a fail-over."""
 
+import asyncio
+import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,9 +10,11 @@ import psycopg
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from atomic_balance.changes import Applied, Change
+from atomic_balance.changes import Applied, Change, Undecided
 from atomic_balance.http.app import make_app
 from atomic_balance.postgres.embedded import embedded_postgres
+from atomic_balance.postgres.failures import UnreachableError
+from atomic_balance.postgres.session import connect
 from atomic_balance.postgres.verify import verify
 from atomic_balance.settings import Settings
 from tests.client import Client, opened, update
@@ -19,6 +24,7 @@ from tests.feed import Reader
 from tests.killable import killable_server
 from tests.replicated import replicated
 from tests.restoring import dump, restore
+from tests.schema import make_schema
 
 OFFSET = "SELECT feed_offset()"
 KEEP = "SELECT keep_feed_ascending()"
@@ -61,6 +67,76 @@ async def test_a_restore_into_a_younger_server_hides_nothing(
             assert [change["amount"] for change in everything.changes] == [1, 10 * turn, 10 * turn + 1]
             assert verify(url).differences == []
             await client.close()
+
+
+async def test_a_copy_of_a_servers_files_that_is_just_started_hides_nothing(
+    tmp_path: Path, aiohttp_client: AiohttpClient
+) -> None:
+    """As a snapshot of its disk is: it has the same name, and numbers its transactions from an earlier one."""
+    with embedded_postgres(tmp_path / "server") as url:
+        make_schema(url)
+        async with committing(Settings(database_url=url)) as committer:
+            with Database(url) as database:
+                database.open({1: 10_000})
+            assert await committer.submit(Change(1, 1)) == Applied(10_001)
+    copying = await asyncio.create_subprocess_exec("cp", "-a", tmp_path / "server", tmp_path / "copy")
+    assert await copying.wait() == 0
+    with embedded_postgres(tmp_path / "server") as url:
+        with Database(url) as database:
+            grow_old(database)
+        client = await aiohttp_client(make_app(Settings(database_url=url)))
+        await update(client, 2)  # which the copy does not have
+        reader = Reader(client)
+        await reader.read_all()
+        assert len(reader.changes) == 2
+        await client.close()
+    with embedded_postgres(tmp_path / "copy") as url:
+        client = await aiohttp_client(make_app(Settings(database_url=url)))
+        following = Reader(client)
+        following.after = reader.after
+        await update(client, 10)
+        assert [change["amount"] for change in await following.page(wait=20)] == [10]
+        await client.close()
+
+
+@pytest.mark.slow
+async def test_a_standby_gets_no_session_to_write_with(tmp_path: Path) -> None:
+    """It would outlast the promotion, and give positions from before it."""
+    with replicated(tmp_path, synchronous=False) as pair:
+        settings = Settings(database_url=pair.standby_url)
+        with pytest.raises(UnreachableError):
+            await connect(settings)
+        pair.promote()
+        async with committing(settings) as committer:
+            assert await committer.submit(Change(1, 1)) is Undecided.NO_SUCH_USER
+
+
+def test_beside_others_who_write_nothing_changes(database: Database) -> None:
+    """What is written while it looks is no reason to begin anew."""
+    database.execute(KEEP)
+    before = database.execute(OFFSET)
+    insert = (
+        "INSERT INTO balance_changes (user_id, amount, balance, version, idempotency_key) VALUES (%s, 0, 0, %s, %s)"
+    )
+    database.open({1: 0, 2: 0})
+    enough = threading.Event()
+
+    def write(user_id: int) -> None:
+        with Database(database.url) as own:
+            for version in itertools.count(1):
+                own.execute(insert, user_id, version, str(version))
+                if enough.is_set():
+                    return
+
+    with ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write, user_id) for user_id in (1, 2)]
+        for _ in range(150):
+            with Database(database.url) as fresh:  # which has no plans yet, and so takes its time
+                fresh.execute(KEEP)
+        enough.set()
+        for one in writing:
+            one.result(timeout=20)
+    assert database.execute(OFFSET) == before
 
 
 def test_on_the_same_server_nothing_changes(database: Database) -> None:

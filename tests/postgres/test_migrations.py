@@ -143,7 +143,7 @@ async def test_an_index_whose_making_was_interrupted_is_made_anew(empty_database
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 interrupted.execute("CREATE INDEX CONCURRENTLY balance_changes_feed ON balance_changes (feed_position)")
     assert "balance_changes_feed" not in valid_indexes(url)
-    assert migrate(url) == ["0008-feed-index", "0009-own-schema", "0010-payees-opened-meanwhile"]
+    assert migrate(url) == ALL[ALL.index("0008-feed-index") :]
     assert {"balance_changes_feed", "balance_changes_before_feed"} <= valid_indexes(url)
 
 
@@ -167,5 +167,5 @@ async def test_the_feed_of_a_partitioned_journal_gets_its_indexes_as_the_page_sa
     command = ("bash", "-euo", "pipefail", "-c", recipe)
     status, output = await run(*command, directory=ROOT, environment={**environment, "PATH": programs})
     assert status == 0, output
-    assert migrate(url) == ["0009-own-schema", "0010-payees-opened-meanwhile"]
+    assert migrate(url) == ALL[ALL.index("0009-own-schema") :]
     assert {"balance_changes_feed", "balance_changes_before_feed", "balance_changes_7_feed"} <= valid_indexes(url)

@@ -286,7 +286,7 @@ def _of_recorded(waiting: WaitingChange, recorded: Recorded) -> Outcome:
         return Undecided.KEY_REUSED
     replayed = not waiting.unknown
     if recorded.refusal is None:
-        return Applied(recorded.balance, replayed, recorded.expires_at, recorded.payee_balances)
+        return Applied(recorded.balance, replayed, payee_balances=recorded.payee_balances)
     reason = _REFUSALS.get(recorded.refusal)
     if reason is None:
         log.error(

@@ -61,6 +61,7 @@ class Expiry:
 
     async def _settle_all(self) -> None:
         while True:
+            self._wake.clear()  # whoever has the turn: or a process without it would never pause
             try:
                 has_turn = self._can_settle() and await self._accounts.take_expiry_turn(self._holder)
                 if has_turn:
@@ -80,7 +81,6 @@ class Expiry:
 
     async def _settle_expired(self) -> None:
         """Submit the settlement of every hold that has expired, if that is not under way already."""
-        self._wake.clear()
         after: ExpiredHold | None = None
         while True:
             expired = await self._accounts.expired_holds(after, self._full, _HOLDS_PER_READ)

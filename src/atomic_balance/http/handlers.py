@@ -40,7 +40,7 @@ from atomic_balance.postgres.accounts import JournalRow
 log = logging.getLogger("atomic_balance")
 
 REPLAYED = {"Idempotent-Replayed": "true"}
-_TEXTS_FOR_HOLDS = {  # which need no other key than the hold's id
+TEXTS_FOR_HOLDS = {  # which need no other key than the hold's id
     Undecided.TURNED_AWAY: "Service unavailable: this request changed nothing, ask again",
     Undecided.UNKNOWN: "Outcome unknown: ask again",
 }
@@ -70,7 +70,7 @@ def answer_without(request: web.Request, change: Change, outcome: Refused | NoSu
         return error_response(request, Undecided.NO_SUCH_USER, user_id=outcome.user_id)
     if outcome in (Undecided.FAILED, Undecided.UNKNOWN):
         log.error("a change of user %d: %s", change.user_id, outcome)
-    return error_response(request, outcome, _TEXTS_FOR_HOLDS.get(outcome) if change.hold_amount else None)
+    return error_response(request, outcome, TEXTS_FOR_HOLDS.get(outcome) if change.hold_amount else None)
 
 
 def marked(response: web.Response, replayed: bool) -> web.Response:

@@ -10,7 +10,7 @@ from atomic_balance.changes import Applied, Credit, Undecided, capture, hold, re
 from atomic_balance.expectations import explain
 from atomic_balance.http.app_keys import ACCOUNTS, GROUP_COMMIT, HOLDS
 from atomic_balance.http.errors import ApiError
-from atomic_balance.http.handlers import answer_with, answer_without, marked
+from atomic_balance.http.handlers import TEXTS_FOR_HOLDS, answer_with, answer_without, marked
 from atomic_balance.http.messages import (
     AccountPath,
     Hold,
@@ -26,6 +26,7 @@ from atomic_balance.http.parsing import parse_body, parse_path, parse_query
 from atomic_balance.http.transfers import credits_of, paid_balances
 from atomic_balance.postgres.accounts import Hold as StoredHold
 from atomic_balance.postgres.accounts import HoldStatus
+from atomic_balance.postgres.failures import UnreachableError
 
 _decode_placement = msgspec.json.Decoder(HoldPlacement)
 _decode_capture = msgspec.json.Decoder(HoldCapture)
@@ -43,13 +44,16 @@ async def place_hold(request: web.Request) -> web.Response:
     asked = await parse_body(request, _decode_placement)
     change = hold(path.user_id, path.hold_id, asked.amount, asked.expires_in_seconds, asked.reference)
     outcome = await request.app[GROUP_COMMIT].submit(change)
-    if isinstance(outcome, Applied) and not outcome.replayed and outcome.expires_at:
-        placed = StoredHold(
-            path.user_id, path.hold_id, asked.amount, asked.reference, outcome.expires_at, HoldStatus.HELD
-        )
-        return answer_with(_answer(placed), status=201)
     if isinstance(outcome, Applied):
-        return marked(answer_with(_answer(await _found(request, path))), outcome.replayed)
+        if outcome.replayed:
+            return marked(answer_with(_answer(await _found(request, path))), replayed=True)
+        if outcome.expires_at:
+            placed = StoredHold(
+                path.user_id, path.hold_id, asked.amount, asked.reference, outcome.expires_at, HoldStatus.HELD
+            )
+        else:
+            placed = await _placed_or_unknown(request, path)
+        return answer_with(_answer(placed), status=201 if placed.status is HoldStatus.HELD else 200)
     if outcome is Undecided.KEY_REUSED:
         bound = await request.app[ACCOUNTS].change(path.user_id, path.hold_id)
         if bound is not None and (bound.hold_amount == 0 or bound.refusal):
@@ -135,6 +139,14 @@ async def read_holds(request: web.Request) -> web.Response:
     if len(rows) > len(shown):
         following = f"/api/users/{user_id}/holds?limit={page.limit}&after={quote(shown[-1].hold_id, safe='')}"
     return answer_with(HoldsPage([_answer(row) for row in shown], following))
+
+
+async def _placed_or_unknown(request: web.Request, path: HoldPath) -> StoredHold:
+    """The hold, which a lost statement of this request may have placed: so whoever can't read it changed something."""
+    try:
+        return await _found(request, path)
+    except UnreachableError as error:
+        raise ApiError("outcome_unknown", TEXTS_FOR_HOLDS[Undecided.UNKNOWN]) from error
 
 
 async def _settled(request: web.Request, path: HoldPath) -> StoredHold:

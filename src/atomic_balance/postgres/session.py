@@ -27,13 +27,12 @@ from atomic_balance.settings import Settings
 class Recorded(NamedTuple):
     """What the journal holds for a change: the change itself, the balance after it; `refusal` None if it was applied.
 
-    A newer version may know other refusals. `expires_at`: of a hold. `payee_balances`: of a transfer that was applied.
+    A newer version may know other refusals. `payee_balances`: of a transfer that was applied.
     """
 
     change: Change
     balance: int
     refusal: str | None
-    expires_at: datetime | None
     payee_balances: Mapping[int, int] | None = None
 
 
@@ -291,7 +290,7 @@ def _recorded(
     is_expiry = expires_at is not None and (hold_amount or 0) < 0
     lasting_seconds = 0 if is_expiry else None
     change = Change(user_id, amount, None, reference, hold_amount or 0, None, lasting_seconds, credits_from(payees))
-    return Recorded(change, balance, refusal, None if is_expiry else expires_at)
+    return Recorded(change, balance, refusal)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -300,14 +299,17 @@ def _milliseconds(seconds: float) -> str:
 
 
 async def connect(settings: Settings) -> Session:
-    """A session of its own, whose changes come in the feed after all earlier ones. Raises UnreachableError."""
+    """A session of its own, whose changes come in the feed after all earlier ones. Raises UnreachableError.
+
+    Of a standby too: it can't write, and once it is promoted what it writes would have the positions of before.
+    """
     connection = await open_connection(settings)
     try:
         if settings.citus:  # which has no feed
             return Session(connection, settings, await _shards(connection, settings))
-        await connection.execute(
-            in_schema(KEEP_FEED_ASCENDING, settings.database_schema), timeout=settings.statement_seconds
-        )
+        keep = in_schema(KEEP_FEED_ASCENDING, settings.database_schema)
+        if await connection.fetchval(keep, timeout=settings.statement_seconds):
+            raise asyncpg.ReadOnlySQLTransactionError("the server is a standby")
         return Session(connection, settings, Shards())
     except BaseException as error:
         connection.terminate()
