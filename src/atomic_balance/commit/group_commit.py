@@ -116,7 +116,10 @@ class GroupCommit:
     def _accept(
         self, change: Change, future: asyncio.Future[Outcome], request_id: str | None, deadline: float | None = None
     ) -> None:
-        """Give a change a place, or let it wait for another one with its key: until `deadline`, if it has done so."""
+        """Give a change a place, or let it wait for another one with its key.
+
+        `deadline`: until when it may be sent after others, if it has waited for one; None: for all of its time.
+        """
         key = change.key
         first = self._backlog.keyed(change.user_id, key) if key is not None else None
         if first is not None:

@@ -142,7 +142,7 @@ async def read_holds(request: web.Request) -> web.Response:
 
 
 async def _placed_or_unknown(request: web.Request, path: HoldPath) -> StoredHold:
-    """The hold, which a lost statement of this request may have placed: so whoever can't read it changed something."""
+    """The hold, which a lost statement of this request may have placed. Raises ApiError, also where that is unknown."""
     try:
         return await _found(request, path)
     except UnreachableError as error:

@@ -301,7 +301,8 @@ def _milliseconds(seconds: float) -> str:
 async def connect(settings: Settings) -> Session:
     """A session of its own, whose changes come in the feed after all earlier ones. Raises UnreachableError.
 
-    Of a standby too: it can't write, and once it is promoted what it writes would have the positions of before.
+    It also does so where the server is a standby: what a session wrote that outlasts the promotion would have positions
+    from before it.
     """
     connection = await open_connection(settings)
     try:
